@@ -1,0 +1,4 @@
+//! The hardware: one folder per IOMMU architecture. No backend names another.
+
+#[cfg(feature = "vtd")]
+pub mod vtd;

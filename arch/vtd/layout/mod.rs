@@ -1,0 +1,1 @@
+//! Bits of registers and structures in memory, each defined once with its section.

@@ -1,0 +1,1 @@
+//! Containers in frames: they grow with the machine and need no heap.

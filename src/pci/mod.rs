@@ -1,0 +1,1 @@
+//! PCI configuration space, as far as DMA isolation needs it.

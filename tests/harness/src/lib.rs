@@ -1,0 +1,1 @@
+//! Machines with an IOMMU to test drivers on.
