@@ -14,4 +14,4 @@ pub mod observe;
 mod table;
 
 pub use entry::Entry;
-pub use table::{FrameTable, Table};
+pub use table::{ENTRIES_PER_FRAME_LOG2, FrameTable, Table};

@@ -9,12 +9,14 @@ use crate::addr::PhysAddr;
 use crate::error::{Error, Result};
 use crate::platform::{FRAME_BYTES, Platform};
 
-/// Entries in one frame.
+/// Binary logarithm of the entries in one frame.
 #[cfg(not(loom))]
-const ENTRIES_PER_FRAME: usize = FRAME_BYTES as usize / size_of::<u64>();
+pub const ENTRIES_PER_FRAME_LOG2: u8 = (FRAME_BYTES as usize / size_of::<u64>()).ilog2() as u8;
 /// A loom model explores every entry: four to a "frame" are enough.
 #[cfg(loom)]
-const ENTRIES_PER_FRAME: usize = 4;
+pub const ENTRIES_PER_FRAME_LOG2: u8 = 2;
+
+const ENTRIES_PER_FRAME: usize = 1 << ENTRIES_PER_FRAME_LOG2;
 
 /// A borrowed table: the entries in a block of frames that somebody owns.
 ///

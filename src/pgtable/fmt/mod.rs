@@ -1,0 +1,24 @@
+//! The formats, one file each.
+
+mod second_stage;
+mod x86_64;
+
+pub use second_stage::{SecondStage, Snoop};
+pub use x86_64::X86_64;
+
+/// What becomes of the *accessed* and *dirty* bits of leaves.
+///
+/// ```
+/// use iommu::pgtable::{AccessedDirty, X86_64};
+/// let format = X86_64 { accessed_dirty: AccessedDirty::Hardware };
+/// assert_ne!(format, X86_64::default());
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum AccessedDirty {
+    /// Nobody reads them. Where hardware would set them anyway, they are set from the start, which
+    /// spares it the write.
+    #[default]
+    Unused,
+    /// Hardware sets them and software reads them: no update of an entry may lose one.
+    Hardware,
+}

@@ -1,0 +1,410 @@
+//! Mapping: install tables, then write leaves.
+
+use super::geometry::{congruent, entry_last, has_items, level_of, low_mask, pick, shift};
+use super::list::TableList;
+use super::table::Kind;
+use super::{Format, PageSizes, PageTable, WalkerCoherency};
+use crate::addr::{Iova, IovaRange, PhysAddr};
+use crate::error::{Error, InvalidReason, Result};
+use crate::hwmem::{Entry, Table};
+use crate::platform::Platform;
+use crate::prot::Prot;
+
+/// Why a mapping failed, and what a device may have seen of it.
+///
+/// ```
+/// use iommu::Error;
+/// use iommu::pgtable::MapError;
+/// assert_eq!(MapError::from(Error::NoMemory).undone, None);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapError {
+    /// The reason.
+    pub error: Error,
+    /// What the call had mapped and has unmapped again. A device may have cached it, so the caller
+    /// invalidates this range before it reports the error.
+    pub undone: Option<IovaRange>,
+}
+
+impl From<Error> for MapError {
+    #[inline]
+    fn from(error: Error) -> Self {
+        Self { error, undone: None }
+    }
+}
+
+/// What does not change during one call. All addresses are offsets.
+struct Job {
+    last: u64,
+    /// Output address of offset zero (wrapping).
+    base: u64,
+    attributes: u64,
+    /// Page sizes that can occur, as bits.
+    sizes: u64,
+}
+
+impl Job {
+    #[inline(always)]
+    fn phys(&self, at: u64) -> u64 {
+        self.base.wrapping_add(at)
+    }
+
+    /// How many entries of `level` from `at` on, up to `end`, are leaves of one kind, and binary
+    /// logarithm of the entries in each page. No entry: a table must be there.
+    #[inline(always)]
+    fn leaves<F: Format>(&self, level: u8, at: u64, end: u64) -> (usize, u8) {
+        let shift = shift::<F>(level);
+        if has_items::<F>() {
+            let picked = pick(self.sizes, at, end);
+            return match picked.checked_sub(shift) {
+                Some(item) => (1 << item, item as u8),
+                None => (0, 0),
+            };
+        }
+        if self.sizes >> shift & 1 == 0 || at & low_mask(shift) != 0 {
+            return (0, 0);
+        }
+        // Counted so that a range up to the top of 64 bits does not overflow.
+        let whole = (end - at) >> shift;
+        let last_is_whole = end & low_mask(shift) == low_mask(shift);
+        ((whole + u64::from(last_is_whole)) as usize, 0)
+    }
+}
+
+/// A mapping that cannot go on at the offset `at`.
+struct Stop {
+    at: u64,
+    error: Error,
+}
+
+impl<F: Format, P: Platform> PageTable<F, P> {
+    /// Maps `range` to the physical addresses from `phys` on, with the largest pages among `sizes`
+    /// that IOVA, address and length allow. Any context.
+    ///
+    /// A large page may take the place of a table that is left over empty; that table goes to
+    /// `stray`. Whoever adds to `stray` owes the same as after [`unmap`](Self::unmap), before a device
+    /// uses the range.
+    ///
+    /// # Errors
+    /// All or nothing: what was written is undone, though tables may stay.
+    /// - [`Error::Exists`] with the first IOVA that is taken.
+    /// - [`Error::OutOfRange`] with the first IOVA that the table cannot translate, or whose physical
+    ///   address is too high.
+    /// - [`Error::Invalid`]: [`NoPermission`](InvalidReason::NoPermission),
+    ///   [`Permission`](InvalidReason::Permission), [`NoPageSize`](InvalidReason::NoPageSize) when the
+    ///   table has none of `sizes`, [`Misaligned`](InvalidReason::Misaligned) to the smallest of them.
+    /// - [`Error::NoMemory`] for a table.
+    ///
+    /// # Safety
+    /// - No other call that changes the table works on an overlapping range at the same time.
+    /// - Devices may read or write the memory until the range is unmapped and invalidated.
+    #[inline]
+    pub unsafe fn map(
+        &self,
+        range: IovaRange,
+        phys: PhysAddr,
+        prot: Prot,
+        sizes: PageSizes,
+        stray: &mut TableList,
+    ) -> Result<(), MapError> {
+        let (at, job) = self.job(range, phys, prot, sizes)?;
+        let last = job.last;
+        // A whole table of level 0 might be one large page.
+        let level = if last - at < low_mask(shift::<F>(1)) { 0 } else { level_of::<F>(pick(job.sizes, at, last)) };
+        let page = low_mask(shift::<F>(level));
+        if (at ^ last) >> shift::<F>(level + 1) == 0
+            && (last & page == page)
+            && (level == 0 || job.sizes >> shift::<F>(level) & 1 != 0)
+            && let Some(table) = self.descend(at, level)
+        {
+            // One table that is there holds all pages: no memory, one way down.
+            let count = ((last - at) >> shift::<F>(level)) as usize + 1;
+            let written = self.write(table, level, at, count, &job);
+            if written == count {
+                return Ok(());
+            }
+            return self.rest(table, level, at, written, &job, stray);
+        }
+        self.map_tables(at, &job, stray)
+    }
+
+    /// Checks the arguments and computes what a call needs once.
+    #[inline(always)]
+    fn job(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<(u64, Job)> {
+        let attributes = self.format.attributes(prot)?;
+        let sizes = self.sizes & sizes.bits();
+        if sizes == 0 {
+            return Err(Error::Invalid(InvalidReason::NoPageSize));
+        }
+        let (at, last) = self.offsets(range, sizes)?;
+        let phys = phys.as_u64();
+        if phys & (sizes & sizes.wrapping_neg()).wrapping_sub(1) != 0 {
+            return Err(Error::Invalid(InvalidReason::Misaligned));
+        }
+        if phys > self.output_last || last - at > self.output_last - phys {
+            return Err(self.output_too_high(at, phys));
+        }
+        let sizes = congruent(sizes, at, phys);
+        Ok((at, Job { last, base: phys.wrapping_sub(at), attributes, sizes }))
+    }
+
+    #[cold]
+    fn output_too_high(&self, at: u64, phys: u64) -> Error {
+        let expressible = self.output_last.wrapping_add(1).saturating_sub(phys);
+        Error::OutOfRange { iova: self.iova(at.wrapping_add(expressible)) }
+    }
+
+    /// Writes up to `count` leaves from `at` on into one table, until an entry is taken; gives how
+    /// many were written.
+    #[inline(always)]
+    fn write(&self, table: Table<'_>, level: u8, at: u64, count: usize, job: &Job) -> usize {
+        let first = self.index(level, at);
+        let written = if has_items::<F>() {
+            self.write_items(table, level, at, count, job)
+        } else if count == 1 {
+            let entry = table.entry(first);
+            if entry.load_relaxed() == 0 {
+                entry.store(self.format.leaf(level, 0, job.phys(at), job.attributes));
+                1
+            } else {
+                0
+            }
+        } else {
+            self.write_run(table.entries(first, count), level, 0, job.phys(at), job)
+        };
+        self.clean(table, first, written);
+        written
+    }
+
+    /// Writes leaves in pages of several entries where they fit.
+    fn write_items(&self, table: Table<'_>, level: u8, at: u64, count: usize, job: &Job) -> usize {
+        let first = self.index(level, at);
+        let mut written = 0;
+        while written < count {
+            let at = at + ((written as u64) << shift::<F>(level));
+            let (length, item) = job.leaves::<F>(level, at, job.last);
+            let length = length.min(count - written);
+            let done = self.write_run(table.entries(first + written, length), level, item, job.phys(at), job);
+            written += done;
+            if done < length || length == 0 {
+                break;
+            }
+        }
+        written
+    }
+
+    /// Writes leaves until an entry is taken; gives how many were written.
+    #[inline(always)]
+    fn write_run(&self, entries: &[Entry], level: u8, item: u8, phys: u64, job: &Job) -> usize {
+        let step = 1u64 << shift::<F>(level);
+        let mut phys = phys;
+        let mut written = 0;
+        // Eight at a time: one branch for eight checks.
+        let (chunks, _) = entries.as_chunks::<8>();
+        for chunk in chunks {
+            if chunk.iter().fold(0, |taken, entry| taken | entry.load_relaxed()) != 0 {
+                break;
+            }
+            for entry in chunk {
+                entry.store(self.format.leaf(level, item, phys, job.attributes));
+                phys = phys.wrapping_add(step);
+            }
+            written += chunk.len();
+        }
+        for entry in entries.get(written..).unwrap_or_default() {
+            if entry.load_relaxed() != 0 {
+                break;
+            }
+            entry.store(self.format.leaf(level, item, phys, job.attributes));
+            phys = phys.wrapping_add(step);
+            written += 1;
+        }
+        written
+    }
+
+    /// Goes on after the fast path met an entry that is taken.
+    #[cold]
+    fn rest(
+        &self,
+        table: Table<'_>,
+        level: u8,
+        at: u64,
+        written: usize,
+        job: &Job,
+        stray: &mut TableList,
+    ) -> Result<(), MapError> {
+        let next = at + ((written as u64) << shift::<F>(level));
+        self.fill(table, level, next, job.last, job, stray).map_err(|stop| self.undo(at, stop, stray))
+    }
+
+    /// The general case: tables are missing, or pages lie in several tables.
+    #[inline(never)]
+    fn map_tables(&self, at: u64, job: &Job, stray: &mut TableList) -> Result<(), MapError> {
+        // One way down as long as a single table holds it all.
+        let mut level = self.top;
+        let mut table = self.root_table();
+        while level > 0 && (at ^ job.last) >> shift::<F>(level) == 0 && job.leaves::<F>(level, at, job.last).0 == 0 {
+            table = self.child(table, level, at)?;
+            level -= 1;
+        }
+        // First all that needs memory, then all that a device can see.
+        self.install(table, level, at, job.last, job)?;
+        self.fill(table, level, at, job.last, job, stray).map_err(|stop| self.undo(at, stop, stray))
+    }
+
+    /// Makes sure that all tables for `at..=end` are there, in a table of `level` and below.
+    fn install(&self, table: Table<'_>, level: u8, mut at: u64, end: u64, job: &Job) -> Result<()> {
+        if level == 0 {
+            return Ok(());
+        }
+        loop {
+            let (leaves, _) = job.leaves::<F>(level, at, end);
+            let last = if leaves > 0 {
+                entry_last::<F>(level, at + ((leaves as u64 - 1) << shift::<F>(level)))
+            } else {
+                let last = entry_last::<F>(level, at).min(end);
+                let child = self.child(table, level, at)?;
+                if level > 1 {
+                    self.install(child, level - 1, at, last, job)?;
+                }
+                last
+            };
+            if last >= end {
+                return Ok(());
+            }
+            at = last + 1;
+        }
+    }
+
+    /// Writes the leaves of `at..=end`, in a table of `level` and below. All tables are there.
+    fn fill(
+        &self,
+        table: Table<'_>,
+        level: u8,
+        mut at: u64,
+        end: u64,
+        job: &Job,
+        stray: &mut TableList,
+    ) -> Result<(), Stop> {
+        loop {
+            let (leaves, item) = job.leaves::<F>(level, at, end);
+            let last = if leaves > 0 {
+                let mut left = leaves;
+                while left > 0 {
+                    let next = at + (((leaves - left) as u64) << shift::<F>(level));
+                    left -= self.write(table, level, next, left, job);
+                    if left > 0 {
+                        let next = at + (((leaves - left) as u64) << shift::<F>(level));
+                        self.replace(table, level, item, next, job, stray)?;
+                        left -= 1;
+                    }
+                }
+                entry_last::<F>(level, at + ((leaves as u64 - 1) << shift::<F>(level)))
+            } else {
+                let last = entry_last::<F>(level, at).min(end);
+                let child = self.child(table, level, at).map_err(|error| Stop { at, error })?;
+                self.fill(child, level - 1, at, last, job, stray)?;
+                last
+            };
+            if last >= end {
+                return Ok(());
+            }
+            at = last + 1;
+        }
+    }
+
+    /// Writes one leaf over an entry that is taken, if that is a table without any mapping.
+    fn replace(
+        &self,
+        table: Table<'_>,
+        level: u8,
+        item: u8,
+        at: u64,
+        job: &Job,
+        stray: &mut TableList,
+    ) -> Result<(), Stop> {
+        let index = self.index(level, at);
+        let entry = table.entry(index);
+        let Kind::Table(child) = self.kind(level, entry.load()) else {
+            return Err(Stop { at, error: Error::Exists { iova: self.iova(at) } });
+        };
+        // SAFETY: linked in this tree, in a range that belongs to this call.
+        let below = unsafe { self.table(child) };
+        if let Some(taken) = self.first_mapped(below, level - 1, at) {
+            return Err(Stop { at, error: Error::Exists { iova: self.iova(taken) } });
+        }
+        entry.store(self.format.leaf(level, item, job.phys(at), job.attributes));
+        self.clean(table, index, 1);
+        // SAFETY: just detached.
+        unsafe { self.push(child, level - 1, stray) };
+        Ok(())
+    }
+
+    /// The table below the entry of `level` that translates `at`; installed if it is missing, and
+    /// visible to the walker when this returns.
+    #[inline(always)]
+    fn child<'a>(&'a self, table: Table<'a>, level: u8, at: u64) -> Result<Table<'a>> {
+        let index = self.index(level, at);
+        let entry = table.entry(index).load();
+        let phys = if entry & F::VISIBLE != 0 {
+            self.format.table_phys(entry)
+        } else {
+            self.install_child(table, level, index, at)?
+        };
+        // SAFETY: linked in this tree, on the way to a range that belongs to this call.
+        Ok(unsafe { self.table(phys) })
+    }
+
+    #[inline(never)]
+    fn install_child(&self, table: Table<'_>, level: u8, index: usize, at: u64) -> Result<u64> {
+        let entry = table.entry(index);
+        let mut found = entry.load();
+        if found & F::PRESENT == 0 {
+            // Zeroed and cleaned before it is linked: a walker never sees what was there before.
+            let child = self.alloc_table()?;
+            let link = self.format.table(child.as_u64());
+            let link = match self.walker {
+                WalkerCoherency::Snoops => link | F::VISIBLE,
+                WalkerCoherency::NeedsClean => link,
+            };
+            found = match entry.compare_exchange(found, link) {
+                Ok(()) => link,
+                Err(winner) => {
+                    // SAFETY: never linked, so nobody knows of it.
+                    unsafe { self.free_table(child) };
+                    winner
+                }
+            };
+        }
+        let Kind::Table(child) = self.kind(level, found) else {
+            return Err(Error::Exists { iova: self.iova(at) });
+        };
+        if found & F::VISIBLE == 0 {
+            // Linked just now, or by a processor that may not have cleaned it yet: this call must not
+            // return before the walker can reach the table. If the exchange fails, another processor
+            // has marked it, or the next one will clean it again.
+            table.clean(&self.platform, index, 1);
+            let _ = entry.compare_exchange(found, found | F::VISIBLE);
+        }
+        Ok(child)
+    }
+
+    /// Unmaps what a call that began at `start` has mapped before it stopped.
+    #[cold]
+    fn undo(&self, start: u64, stop: Stop, stray: &mut TableList) -> MapError {
+        let Stop { at, error } = stop;
+        if at == start {
+            return MapError::from(error);
+        }
+        // Every page below `at` was written by this call, so none is covered in part.
+        let _ = self.clear(start, at - 1, stray);
+        MapError { error, undone: Some(self.range_of(start, at - 1)) }
+    }
+
+    /// Where the first page lies in a table of `level` around `at`.
+    fn first_mapped(&self, table: Table<'_>, level: u8, at: u64) -> Option<u64> {
+        let start = at & !low_mask(shift::<F>(level + 1));
+        let iova: Iova = self.first_run(table, level, start, entry_last::<F>(level + 1, at))?.range.start();
+        self.offset(iova)
+    }
+}
