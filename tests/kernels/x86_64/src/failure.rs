@@ -1,0 +1,30 @@
+//! Why the kernel gives up.
+
+use core::fmt;
+
+/// Why the kernel gives up.
+#[derive(Clone, Copy, Debug)]
+pub enum Failure {
+    /// The machine lacks something.
+    Missing(&'static str),
+    /// Something did not happen as told.
+    Wrong(&'static str),
+    /// The crate said no.
+    Iommu(iommu::Error),
+}
+
+impl From<iommu::Error> for Failure {
+    fn from(error: iommu::Error) -> Self {
+        Self::Iommu(error)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing(what) => write!(f, "this machine lacks {what}"),
+            Self::Wrong(what) => f.write_str(what),
+            Self::Iommu(error) => write!(f, "iommu: {error}"),
+        }
+    }
+}
