@@ -35,7 +35,7 @@ impl Clock {
     /// Time since the clock was made.
     pub fn now(&self) -> Instant {
         let ticks = ticks().saturating_sub(self.zero);
-        Instant::from_nanos((u128::from(ticks) * u128::from(self.scale) >> 32) as u64)
+        Instant::from_nanos(((u128::from(ticks) * u128::from(self.scale)) >> 32) as u64)
     }
 }
 

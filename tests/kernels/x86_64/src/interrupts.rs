@@ -1,6 +1,7 @@
 //! Interrupts: descriptor tables, the local APIC, and messages that call a function.
 
 use core::arch::{asm, global_asm};
+use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
 use iommu::platform::{Mmio, Registers};
@@ -49,7 +50,7 @@ pub unsafe fn init() {
     const ENABLE: u32 = 1 << 8;
     local_apic().write32(SPURIOUS, ENABLE | SPURIOUS_VECTOR as u32);
     // SAFETY: from here on there is a handler for every vector.
-    unsafe { asm!("sti", options(nomem, nostack)) };
+    unsafe { asm!("sti", options(nostack)) };
 }
 
 fn local_apic() -> Mmio {
@@ -92,17 +93,28 @@ extern "C" fn interrupt(frame: &InterruptFrame) {
 
 const CODE: u16 = 0x08; // as in boot.s
 const TASK_STATE: u16 = 0x18;
-const STACK_BYTES: usize = 16384;
 
+/// What the processor reads whenever an interrupt arrives.
+///
 /// Precompiled Rust code keeps data below its stack pointer (the "red zone"), so that interrupts must
 /// run on stacks of their own: the first for interrupts, the second for exceptions.
 #[repr(C, align(16))]
-struct Stack([u8; STACK_BYTES]);
-static mut STACKS: [Stack; 2] = [const { Stack([0; STACK_BYTES]) }; 2];
-/// SDM 3A, 9.7: words 9 to 12 are the addresses of the two stacks.
-static mut TASK_STATE_SEGMENT: [u32; 26] = [0; 26];
-static mut SEGMENTS: [u64; 5] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0, 0];
-static mut GATES: [[u64; 2]; 256] = [[0; 2]; 256];
+struct Tables {
+    stacks: [[u8; 16384]; 2],
+    gates: [[u64; 2]; 256],
+    segments: [u64; 5],
+    task_state: [u32; 26],
+}
+
+struct Shared(UnsafeCell<Tables>);
+// SAFETY: only `load_tables` reaches the cell, once.
+unsafe impl Sync for Shared {}
+static TABLES: Shared = Shared(UnsafeCell::new(Tables {
+    stacks: [[0; 16384]; 2],
+    gates: [[0; 2]; 256],
+    segments: [0; 5],
+    task_state: [0; 26],
+}));
 
 /// What `lgdt` and `lidt` take.
 #[repr(C, packed)]
@@ -111,34 +123,33 @@ struct TablePointer {
     base: u64,
 }
 
+/// Fills the tables and tells the processor where they are.
+///
 /// # Safety
 /// Called once, with interrupts disabled.
 unsafe fn load_tables() {
     unsafe extern "C" {
+        /// The first of the stubs in `interrupts.s`.
         static interrupt_stubs: u8;
     }
-    let stubs = &raw const interrupt_stubs as u64;
-    let stacks = &raw const STACKS as u64;
-    // SAFETY: nobody else uses these statics: this runs once, and the processor does not know them yet.
-    let (task_state, segments, gates) =
-        unsafe { (&mut *(&raw mut TASK_STATE_SEGMENT), &mut *(&raw mut SEGMENTS), &mut *(&raw mut GATES)) };
+    // SAFETY: this runs once, and the processor does not know the tables yet.
+    let Tables { stacks, gates, segments, task_state } = unsafe { &mut *TABLES.0.get() };
 
-    for (stack, words) in (1..).zip(task_state[9..13].chunks_exact_mut(2)) {
-        let top = stacks + stack * STACK_BYTES as u64;
+    // SDM 3A, 9.7: words 9 to 12 are the addresses of the stacks, which grow down.
+    for (stack, words) in stacks.iter().zip(task_state[9..13].chunks_exact_mut(2)) {
+        let top = stack.as_ptr_range().end as u64;
         words.copy_from_slice(&[top as u32, (top >> 32) as u32]);
     }
+    // SDM 3A, 9.2.3: a present 64-bit task state segment takes two entries.
     let (base, last) = (task_state.as_ptr() as u64, size_of_val(task_state) as u64 - 1);
-    // SDM 3A, 9.2.3: a present 64-bit task state segment.
-    segments[3] = last | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
-    segments[4] = base >> 32;
+    let descriptor = last | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
+    *segments = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, descriptor, base >> 32];
+    // SDM 3A, 7.14.1: present interrupt gates.
     for (vector, gate) in gates.iter_mut().enumerate() {
-        let stub = stubs + vector as u64 * 16;
+        let stub = &raw const interrupt_stubs as u64 + vector as u64 * 16;
         let stack = if vector < FIRST_VECTOR { 2 } else { 1 };
-        // SDM 3A, 7.14.1: a present interrupt gate.
-        *gate = [
-            stub & 0xffff | u64::from(CODE) << 16 | stack << 32 | 0x8e << 40 | (stub >> 16 & 0xffff) << 48,
-            stub >> 32,
-        ];
+        let low = stub & 0xffff | u64::from(CODE) << 16 | stack << 32 | 0x8e << 40 | (stub >> 16 & 0xffff) << 48;
+        *gate = [low, stub >> 32];
     }
 
     let segments = TablePointer { last: size_of_val(segments) as u16 - 1, base: segments.as_ptr() as u64 };

@@ -2,8 +2,6 @@
 //!
 //! Source: Xen's "x86/HVM direct boot ABI" (PVH), `hvm_start_info` version 1.
 
-use core::slice;
-
 use iommu::{PhysAddr, PhysRange};
 
 /// `hvm_start_info`.
@@ -22,6 +20,7 @@ pub struct StartInfo {
 }
 
 /// One entry of the memory map.
+#[derive(Clone, Copy)]
 #[repr(C)]
 struct MemoryMapEntry {
     start: u64,
@@ -52,12 +51,12 @@ impl StartInfo {
 
     /// The ranges of RAM.
     pub fn ram(&self) -> impl Iterator<Item = PhysRange> {
+        let first = self.memory_map as *const MemoryMapEntry;
         // SAFETY: the loader put that many entries there and the kernel leaves them alone.
-        let entries = unsafe {
-            slice::from_raw_parts(self.memory_map as *const MemoryMapEntry, self.memory_map_entries as usize)
-        };
+        let entries =
+            (0..self.memory_map_entries as usize).map(move |index| unsafe { first.add(index).read_unaligned() });
         const RAM: u32 = 1;
-        let ram = entries.iter().filter(|entry| entry.kind == RAM);
+        let ram = entries.filter(|entry| entry.kind == RAM);
         ram.filter_map(|entry| PhysRange::from_len(PhysAddr::new(entry.start), entry.bytes).ok())
     }
 }
