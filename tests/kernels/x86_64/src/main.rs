@@ -97,10 +97,10 @@ fn run(start_info: usize) -> Result<(), Failure> {
     let base = PhysAddr::new(base.ok_or(Failure::Missing("a unit in the DMAR table"))?);
     let message = interrupts::message_for(on_fault).ok_or(Failure::Missing("a free vector"))?;
     let unit = Unit::new(kernel, base, message)?;
+    let unit = IOMMU.call_once(|| unit);
     unit.map(edu.function(), SOURCE, source.phys());
     unit.map(edu.function(), TARGET, target.phys());
     unit.enable();
-    IOMMU.call_once(|| unit);
     println!("the unit at {base} translates, {} frames are in use", kernel.frames_in_use());
 
     // Inside the mapping.
