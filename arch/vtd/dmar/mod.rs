@@ -29,6 +29,11 @@ pub use structure::{Andd, Atsr, Drhd, Rhsa, Rmrr, Satc, Sidp, Structure};
 
 bitflags! {
     /// Flags of the whole table (VT-d section 8.1).
+    ///
+    /// ```
+    /// use iommu::arch::vtd::dmar::DmarFlags;
+    /// assert_eq!(DmarFlags::DMA_CTRL_PLATFORM_OPT_IN_FLAG.bits(), 4);
+    /// ```
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct DmarFlags: u8 {
         /// The platform supports interrupt remapping.

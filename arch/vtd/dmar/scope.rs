@@ -63,6 +63,11 @@ impl fmt::Display for ScopeKind {
 bitflags! {
     /// Properties of a device that an SIDP structure names (VT-d section 8.3.1); reserved in the
     /// scopes of other structures.
+    ///
+    /// ```
+    /// use iommu::arch::vtd::dmar::ScopeFlags;
+    /// assert_eq!(ScopeFlags::ATC_REQUIRED.bits(), 0x10);
+    /// ```
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct ScopeFlags: u8 {
         /// Requests without PASID should not be translated by nested translation.
@@ -179,6 +184,14 @@ impl fmt::Debug for DeviceScope<'_> {
 }
 
 /// The device scopes of a structure: an iterator over [`DeviceScope`].
+///
+/// ```
+/// use iommu::arch::vtd::dmar::Structure;
+/// // Every root port: no scope is needed.
+/// let Structure::Atsr(ports) = Structure::from_bytes(&[2, 0, 8, 0, 1, 0, 0, 0])? else { unreachable!() };
+/// assert_eq!(ports.scopes.count(), 0);
+/// # Ok::<(), iommu::ParseError>(())
+/// ```
 #[derive(Clone, Copy)]
 pub struct Scopes<'a> {
     rest: Part<'a>,

@@ -8,6 +8,13 @@ use crate::addr::{PhysAddr, PhysRange};
 use crate::error::{ParseError, ParseErrorKind};
 
 /// One structure of the table.
+///
+/// ```
+/// use iommu::arch::vtd::dmar::Structure;
+/// let structure = Structure::from_bytes(&[99, 0, 6, 0, 1, 2])?;
+/// assert!(matches!(structure, Structure::Unknown { kind: 99, body: [1, 2] }));
+/// # Ok::<(), iommu::ParseError>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Structure<'a> {
@@ -35,6 +42,16 @@ pub enum Structure<'a> {
 }
 
 /// A DMA remapping hardware unit (VT-d section 8.3).
+///
+/// ```
+/// use iommu::arch::vtd::dmar::Structure;
+/// // Type, length, INCLUDE_PCI_ALL, one page, segment 0, registers at 0xfed9_0000.
+/// let bytes = [0, 0, 16, 0, 1, 0, 0, 0, 0x00, 0x00, 0xd9, 0xfe, 0, 0, 0, 0];
+/// let Structure::Drhd(unit) = Structure::from_bytes(&bytes)? else { unreachable!() };
+/// assert!(unit.include_pci_all);
+/// assert_eq!(unit.registers.bytes(), Some(4096));
+/// # Ok::<(), iommu::ParseError>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Drhd<'a> {
@@ -52,6 +69,17 @@ pub struct Drhd<'a> {
 
 /// Reserved memory (VT-d section 8.4): devices that are named need it mapped to itself, readable
 /// and writable, as long as firmware may use them.
+///
+/// ```
+/// use iommu::arch::vtd::dmar::Structure;
+/// // Type, length, reserved, segment 0, 0xe0000 to 0xe0fff, for the endpoint 00:1d.0.
+/// let mut bytes = [0; 32];
+/// (bytes[0], bytes[2], bytes[10], bytes[18], bytes[17], bytes[16]) = (1, 32, 0x0e, 0x0e, 0x0f, 0xff);
+/// (bytes[24], bytes[25], bytes[30]) = (1, 8, 0x1d);
+/// let Structure::Rmrr(region) = Structure::from_bytes(&bytes)? else { unreachable!() };
+/// assert_eq!(region.region.to_string(), "0xe0000..=0xe0fff");
+/// # Ok::<(), iommu::ParseError>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Rmrr<'a> {
@@ -65,6 +93,13 @@ pub struct Rmrr<'a> {
 }
 
 /// Root ports that support ATS (VT-d section 8.5).
+///
+/// ```
+/// use iommu::arch::vtd::dmar::Structure;
+/// let Structure::Atsr(ports) = Structure::from_bytes(&[2, 0, 8, 0, 1, 0, 0, 0])? else { unreachable!() };
+/// assert!(ports.all_ports);
+/// # Ok::<(), iommu::ParseError>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Atsr<'a> {
@@ -77,6 +112,14 @@ pub struct Atsr<'a> {
 }
 
 /// The NUMA node of a unit (VT-d section 8.6).
+///
+/// ```
+/// use iommu::arch::vtd::dmar::Structure;
+/// let bytes = [3, 0, 20, 0, 0, 0, 0, 0, 0x00, 0x00, 0xd9, 0xfe, 0, 0, 0, 0, 1, 0, 0, 0];
+/// let Structure::Rhsa(affinity) = Structure::from_bytes(&bytes)? else { unreachable!() };
+/// assert_eq!(affinity.proximity_domain, 1);
+/// # Ok::<(), iommu::ParseError>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Rhsa {
@@ -87,6 +130,13 @@ pub struct Rhsa {
 }
 
 /// The name of an ACPI device that is no PCI function (VT-d section 8.7).
+///
+/// ```
+/// use iommu::arch::vtd::dmar::Structure;
+/// let Structure::Andd(device) = Structure::from_bytes(b"\x04\0\x0e\0\0\0\0\x07\\_SB.\0")? else { unreachable!() };
+/// assert_eq!((device.number, device.name_str()), (7, Some("\\_SB.")));
+/// # Ok::<(), iommu::ParseError>(())
+/// ```
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct Andd<'a> {
@@ -97,6 +147,13 @@ pub struct Andd<'a> {
 }
 
 /// Integrated devices that have an address translation cache (VT-d section 8.8).
+///
+/// ```
+/// use iommu::arch::vtd::dmar::Structure;
+/// let Structure::Satc(caches) = Structure::from_bytes(&[5, 0, 8, 0, 1, 0, 0, 0])? else { unreachable!() };
+/// assert!(caches.atc_required);
+/// # Ok::<(), iommu::ParseError>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Satc<'a> {
@@ -109,6 +166,15 @@ pub struct Satc<'a> {
 }
 
 /// Properties of integrated devices (VT-d section 8.9): the flags of each scope.
+///
+/// ```
+/// use iommu::arch::vtd::dmar::{ScopeFlags, Structure};
+/// // Type, length, reserved, segment 0, then the endpoint 00:02.0 with flag bit 4.
+/// let bytes = [6, 0, 16, 0, 0, 0, 0, 0, 1, 8, 0b10000, 0, 0, 0, 2, 0];
+/// let Structure::Sidp(mut properties) = Structure::from_bytes(&bytes)? else { unreachable!() };
+/// assert_eq!(properties.scopes.next().unwrap().flags(), ScopeFlags::ATC_REQUIRED);
+/// # Ok::<(), iommu::ParseError>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Sidp<'a> {
@@ -119,6 +185,15 @@ pub struct Sidp<'a> {
 }
 
 impl<'a> Structure<'a> {
+    /// The structure that `bytes` begin with, checked whole.
+    ///
+    /// # Errors
+    /// As [`Dmar::parse`](super::Dmar::parse) for one structure; offsets count from the start of
+    /// `bytes`.
+    pub fn from_bytes(bytes: &'a [u8]) -> Result<Self, ParseError> {
+        Self::read(Part::new(bytes)).map(|(structure, _)| structure)
+    }
+
     /// The structure that `part` begins with, checked whole, and what follows it.
     pub(super) fn read(part: Part<'a>) -> Result<(Self, Part<'a>), ParseError> {
         const SHORT: ParseErrorKind = ParseErrorKind::Length;
@@ -169,7 +244,7 @@ impl<'a> Drhd<'a> {
         if base.as_u64() == 0 || !base.is_aligned(4096) {
             return Err(bad_base);
         }
-        // Reserved, and zero, in tables older than the field: one page.
+        // Tables of any revision use this field; where it was still reserved it is zero, one page.
         let bytes = 4096_u64 << (fixed.size & 0xf);
         Ok(Self {
             include_pci_all: fixed.flags & 1 != 0,
