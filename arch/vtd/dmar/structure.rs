@@ -342,7 +342,11 @@ struct Ascii<'a>(&'a [u8]);
 
 impl fmt::Display for Ascii<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0.escape_ascii())
+        use fmt::Write;
+        self.0.iter().try_for_each(|&byte| match byte {
+            b' '..=b'~' => f.write_char(char::from(byte)),
+            _ => write!(f, "\\x{byte:02x}"),
+        })
     }
 }
 

@@ -51,14 +51,14 @@ fn everything_is_read_and_printed() {
   ATSR segment 0, bridge 00:01.0
   ATSR segment 1, ALL_PORTS
   RHSA registers 0xfed91000 in proximity domain 3
-  ANDD 7 is \\\\_SB.UA00
+  ANDD 7 is \\_SB.UA00
   SATC segment 0, ATC_REQUIRED, endpoint 00:02.0
   SIDP segment 0, endpoint 00:02.0 0x18
   unknown type 99, 3 bytes
   DRHD segment 2 registers 0xd0000000..=0xd0000fff, scope type 77 00"
     );
     let debug = format!("{dmar:?}");
-    assert!(debug.contains("Andd { number: 7, name: \"\\\\_SB.UA00\" }"), "{debug}");
+    assert!(debug.contains("Andd { number: 7, name: \"\\_SB.UA00\" }"), "{debug}");
 }
 
 #[test]
