@@ -55,7 +55,7 @@ readme() {
 
 # Runs every fuzz target for $1 seconds, each from its seeds in git; finds go to a folder that is not.
 fuzz_all() {
-    local name targets found corpora
+    local name targets found corpora log
     targets=$(cargo +nightly fuzz list)
     [[ -n $targets ]] || die "there is no fuzz target"
     for name in $targets; do
@@ -63,8 +63,13 @@ fuzz_all() {
         mkdir -p "$found"
         corpora=("$found")
         [[ ! -d fuzz/corpus/$name ]] || corpora+=("fuzz/corpus/$name")
-        echo "-- $name"
-        cargo +nightly fuzz run "$name" "${corpora[@]}" -- \
-            -max_total_time="$1" -max_len=4096 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=0
+        log=$target/fuzz-corpus/$name.log
+        echo "-- $name (log in $log)"
+        if ! cargo +nightly fuzz run "$name" "${corpora[@]}" -- -max_total_time="$1" -max_len=4096 -timeout=10 \
+            -rss_limit_mb=2048 -print_final_stats=1 >"$log" 2>&1; then
+            tail -n 60 "$log"
+            die "fuzz target '$name' found something: see above, and fuzz/artifacts/$name"
+        fi
+        grep -E 'number_of_executed_units|new_units_added' "$log"
     done
 }
