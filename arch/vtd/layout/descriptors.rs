@@ -1,0 +1,467 @@
+//! Descriptors in the invalidation queue (VT-d 6.5.2).
+//!
+//! [`Request`] is the meaning, [`Descriptor`] the bits; [`Request::encode`] and
+//! [`Descriptor::decode`] go from one to the other.
+#![deny(clippy::arithmetic_side_effects)]
+
+use bitflags::bitflags;
+
+use super::{DomainId, field};
+use crate::addr::{Iova, PhysAddr};
+
+/// A descriptor: four quadwords, of which a queue of 128-bit descriptors holds the first two.
+///
+/// ```
+/// use iommu::arch::vtd::layout::descriptors::{ContextScope, Request};
+/// let descriptor = Request::Context(ContextScope::Global).encode();
+/// assert_eq!(descriptor.words, [0x11, 0, 0, 0]);
+/// assert_eq!(descriptor.decode(), Some(Request::Context(ContextScope::Global)));
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Descriptor {
+    /// The quadwords, lowest first.
+    pub words: [u64; 4],
+}
+
+/// Which kind of request a descriptor is: bits 11:9 and 3:0 of it (VT-d 6.5.2).
+pub mod kind {
+    /// Context-cache invalidation (6.5.2.1).
+    pub const CONTEXT: u8 = 0x1;
+    /// IOTLB invalidation (6.5.2.3).
+    pub const IOTLB: u8 = 0x2;
+    /// Device-TLB invalidation (6.5.2.5).
+    pub const DEVICE_TLB: u8 = 0x3;
+    /// Interrupt entry cache invalidation (6.5.2.8).
+    pub const INTERRUPT: u8 = 0x4;
+    /// Wait (6.5.2.9).
+    pub const WAIT: u8 = 0x5;
+    /// PASID-based IOTLB invalidation (6.5.2.4), 256 bits.
+    pub const PASID_IOTLB: u8 = 0x6;
+    /// PASID-cache invalidation (6.5.2.2), 256 bits.
+    pub const PASID_CACHE: u8 = 0x7;
+    /// PASID-based device-TLB invalidation (6.5.2.6), 256 bits.
+    pub const PASID_DEVICE_TLB: u8 = 0x8;
+}
+
+/// Which context-cache entries are to go (VT-d 6.5.2.1).
+///
+/// ```
+/// use iommu::arch::vtd::layout::DomainId;
+/// use iommu::arch::vtd::layout::descriptors::{ContextScope, Request};
+/// let scope = ContextScope::Device { domain: DomainId::new(2), source: 0x10, function_mask: 0 };
+/// assert_eq!(Request::Context(scope).encode().words[0], 0x10_0002_0031);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ContextScope {
+    /// All.
+    Global,
+    /// Those with this domain id.
+    Domain(DomainId),
+    /// Those of a function.
+    Device {
+        /// The domain id that its entry held.
+        domain: DomainId,
+        /// Its requester id.
+        source: u16,
+        /// How many bits of the function number are ignored, 0 to 3, counted from bit 2 downwards
+        /// (Table 21).
+        function_mask: u8,
+    },
+}
+
+/// Whether tables, or only leaf entries were changed (VT-d 6.5.2.3, IH).
+///
+/// ```
+/// use iommu::arch::vtd::layout::descriptors::Changed;
+/// assert_eq!(Changed::Leaves as u64, 1);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Changed {
+    /// IH clear: cached non-leaf entries go too. Needed whenever a table was unlinked.
+    Tables = 0,
+    /// IH set: cached non-leaf entries may stay.
+    Leaves = 1,
+}
+
+/// Which IOTLB entries are to go (VT-d 6.5.2.3).
+///
+/// ```
+/// use iommu::Iova;
+/// use iommu::arch::vtd::layout::DomainId;
+/// use iommu::arch::vtd::layout::descriptors::{Changed, Drain, IotlbScope, Request};
+/// // 512 pages: 2 MiB.
+/// let scope = IotlbScope::Pages {
+///     domain: DomainId::new(7),
+///     address: Iova::new(0x20_0000),
+///     mask: 9,
+///     changed: Changed::Leaves,
+/// };
+/// let words = Request::Iotlb(scope, Drain::READS | Drain::WRITES).encode().words;
+/// assert_eq!(words, [0x7_00f2, 0x20_0049, 0, 0]);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IotlbScope {
+    /// All.
+    Global,
+    /// Those of a domain.
+    Domain(DomainId),
+    /// Those of `1 << mask` pages of 4096 bytes. Needs CAP.PSI.
+    Pages {
+        /// The domain.
+        domain: DomainId,
+        /// Where they begin, aligned to their number.
+        address: Iova,
+        /// log2 of their number, at most CAP.MAMV.
+        mask: u8,
+        /// What was changed.
+        changed: Changed,
+    },
+}
+
+bitflags! {
+    /// Which requests in flight must be through before the next wait completes (VT-d 6.5.2.3). Set
+    /// as CAP.DWD and CAP.DRD say; later units drain always.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Drain: u64 {
+        /// DW: writes.
+        const WRITES = 1 << 6;
+        /// DR: reads.
+        const READS = 1 << 7;
+    }
+}
+
+/// Which addresses are to go from a device-TLB (VT-d 6.5.2.5; PCIe 10.3.1).
+///
+/// ```
+/// use iommu::Iova;
+/// use iommu::arch::vtd::layout::descriptors::DeviceRange;
+/// let range = DeviceRange { address: Iova::new(0x8000), order: 3 };
+/// assert_eq!(range.encode(), 0xb001); // S, and bits below the size all ones
+/// assert_eq!(DeviceRange::ALL.encode(), 0x7fff_ffff_ffff_f001);
+/// assert_eq!(DeviceRange::decode(0xb001), range);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeviceRange {
+    /// Where the pages begin, aligned to their number.
+    pub address: Iova,
+    /// log2 of the number of pages of 4096 bytes, at most 52.
+    pub order: u8,
+}
+
+impl DeviceRange {
+    /// Every address.
+    pub const ALL: Self = Self { address: Iova::new(0), order: 52 };
+
+    /// Address and S as they stand in a descriptor.
+    pub const fn encode(self) -> u64 {
+        match self.order {
+            0 => self.address.as_u64() & !0xfff,
+            order => {
+                let order = if order > 52 { 52 } else { order as u32 };
+                // The lowest zero bit from bit 12 on tells the size: all below it is ones.
+                let ones = u64::MAX >> (64_u32.wrapping_sub(order)) >> 1 << 12;
+                let size_and_offset = ones << 1 | 1 << 12;
+                self.address.as_u64() & !0xfff & !size_and_offset | ones | 1
+            }
+        }
+    }
+
+    /// The range that address and S in a descriptor stand for.
+    pub const fn decode(word: u64) -> Self {
+        if word & 1 == 0 {
+            return Self { address: Iova::new(word & !0xfff), order: 0 };
+        }
+        let ones = (word >> 12).trailing_ones();
+        let order = if ones > 51 { 52 } else { ones.wrapping_add(1) };
+        let address = if order == 52 { 0 } else { word >> 12 >> order << order << 12 };
+        Self { address: Iova::new(address), order: order as u8 }
+    }
+}
+
+bitflags! {
+    /// What a wait does (VT-d 6.5.2.9). Never ask for an interrupt and a status write at once: QEMU
+    /// 7.2 dies of it.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct WaitFlags: u64 {
+        /// IF: sets ICS.IWC, which may interrupt.
+        const INTERRUPT = 1 << 4;
+        /// SW: writes the status.
+        const STATUS_WRITE = 1 << 5;
+        /// FN: what follows is processed only afterwards.
+        const FENCE = 1 << 6;
+        /// PD: page requests received before are visible first. Needs ECAP.PDS.
+        const DRAIN_PAGE_REQUESTS = 1 << 7;
+    }
+}
+
+/// What a descriptor asks for.
+///
+/// ```
+/// use iommu::PhysAddr;
+/// use iommu::arch::vtd::layout::descriptors::{Request, WaitFlags};
+/// let wait = Request::Wait {
+///     flags: WaitFlags::STATUS_WRITE | WaitFlags::FENCE,
+///     address: PhysAddr::new(0x9000),
+///     data: 5,
+/// };
+/// assert_eq!(wait.encode().words, [0x5_0000_0065, 0x9000, 0, 0]);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Request {
+    /// Drop entries of the context cache. An IOTLB invalidation must follow.
+    Context(ContextScope),
+    /// Drop entries of the IOTLB and, unless told otherwise, of the paging-structure caches.
+    Iotlb(IotlbScope, Drain),
+    /// Drop entries of a device-TLB. The IOTLB must be invalidated before.
+    DeviceTlb {
+        /// Requester id of the device.
+        source: u16,
+        /// Requester id of its physical function if ECAP.DIT is set, else 0.
+        physical_function: u16,
+        /// How many invalidations the device takes at once, 1 to 31; 0 stands for 32.
+        max_pending: u8,
+        /// Which.
+        range: DeviceRange,
+    },
+    /// Drop all of the interrupt entry cache.
+    InterruptAll,
+    /// Drop `1 << mask` entries of the interrupt entry cache.
+    Interrupt {
+        /// The first.
+        index: u16,
+        /// log2 of their number, at most ECAP.MHMV.
+        mask: u8,
+    },
+    /// Wait until everything before is done.
+    Wait {
+        /// What to do then.
+        flags: WaitFlags,
+        /// Where the status goes, aligned to 4 bytes.
+        address: PhysAddr,
+        /// The status.
+        data: u32,
+    },
+}
+
+impl Request {
+    /// The bits. Fields that are too large for their place are cut.
+    pub const fn encode(self) -> Descriptor {
+        let (low, high) = match self {
+            Self::Context(ContextScope::Global) => (kind::CONTEXT as u64 | 1 << 4, 0),
+            Self::Context(ContextScope::Domain(domain)) => (kind::CONTEXT as u64 | 2 << 4 | did(domain), 0),
+            Self::Context(ContextScope::Device { domain, source, function_mask }) => {
+                let function_mask = (function_mask as u64 & 3) << 48;
+                (kind::CONTEXT as u64 | 3 << 4 | did(domain) | (source as u64) << 32 | function_mask, 0)
+            }
+            Self::Iotlb(IotlbScope::Global, drain) => (kind::IOTLB as u64 | 1 << 4 | drain.bits(), 0),
+            Self::Iotlb(IotlbScope::Domain(domain), drain) => {
+                (kind::IOTLB as u64 | 2 << 4 | did(domain) | drain.bits(), 0)
+            }
+            Self::Iotlb(IotlbScope::Pages { domain, address, mask, changed }, drain) => (
+                kind::IOTLB as u64 | 3 << 4 | did(domain) | drain.bits(),
+                address.as_u64() & !0xfff | (changed as u64) << 6 | mask as u64 & 0x3f,
+            ),
+            Self::DeviceTlb { source, physical_function, max_pending, range } => {
+                let function = physical_function as u64;
+                let function = (function & 0xf) << 12 | function >> 4 << 52;
+                let low = kind::DEVICE_TLB as u64 | (max_pending as u64 & 0x1f) << 16 | (source as u64) << 32;
+                (low | function, range.encode())
+            }
+            Self::InterruptAll => (kind::INTERRUPT as u64, 0),
+            Self::Interrupt { index, mask } => {
+                (kind::INTERRUPT as u64 | 1 << 4 | (mask as u64 & 0x1f) << 27 | (index as u64) << 32, 0)
+            }
+            Self::Wait { flags, address, data } => {
+                (kind::WAIT as u64 | flags.bits() | (data as u64) << 32, address.as_u64() & !3)
+            }
+        };
+        Descriptor { words: [low, high, 0, 0] }
+    }
+}
+
+const fn did(domain: DomainId) -> u64 {
+    (domain.as_u16() as u64) << 16
+}
+
+impl From<Request> for Descriptor {
+    fn from(request: Request) -> Self {
+        request.encode()
+    }
+}
+
+impl Descriptor {
+    /// Which kind of request this is: one of [`kind`], or anything.
+    pub const fn kind(self) -> u8 {
+        let [low, ..] = self.words;
+        (low & 0xf | low >> 5 & 0x70) as u8
+    }
+
+    /// What the descriptor asks for; `None` where a unit must report an invalidation queue error: an
+    /// unknown type, a reserved field or a reserved encoding.
+    ///
+    /// Limits that depend on the unit (address mask, PSI, ECAP.DIT, ...) are left to the caller.
+    pub const fn decode(self) -> Option<Request> {
+        let [low, high, third, fourth] = self.words;
+        if third != 0 || fourth != 0 {
+            return None;
+        }
+        let domain = DomainId::new(field(low, 31, 16) as u16);
+        let source = field(low, 47, 32) as u16;
+        match self.kind() {
+            // Figure 6-1: G 5:4, DID 31:16, SID 47:32, FM 49:48.
+            kind::CONTEXT if low & 0xfffc_0000_0000_f1c0 == 0 && high == 0 => match field(low, 5, 4) {
+                1 => Some(Request::Context(ContextScope::Global)),
+                2 => Some(Request::Context(ContextScope::Domain(domain))),
+                3 => {
+                    let function_mask = field(low, 49, 48) as u8;
+                    Some(Request::Context(ContextScope::Device { domain, source, function_mask }))
+                }
+                _ => None,
+            },
+            // Figure 6-3: G 5:4, DW 6, DR 7, DID 31:16; AM 69:64, IH 70, address 127:76.
+            kind::IOTLB if low & 0xffff_ffff_0000_f100 == 0 && high & 0xf80 == 0 => {
+                let drain = Drain::from_bits_truncate(low);
+                let mask = field(high, 5, 0) as u8;
+                let address = Iova::new(high & !0xfff);
+                let changed = if high & 1 << 6 == 0 { Changed::Tables } else { Changed::Leaves };
+                match field(low, 5, 4) {
+                    1 => Some(Request::Iotlb(IotlbScope::Global, drain)),
+                    2 => Some(Request::Iotlb(IotlbScope::Domain(domain), drain)),
+                    3 => Some(Request::Iotlb(IotlbScope::Pages { domain, address, mask, changed }, drain)),
+                    _ => None,
+                }
+            }
+            // Figure 6-5: PFSID 15:12 and 63:52, MIP 20:16, SID 47:32; S 64, address 127:76.
+            kind::DEVICE_TLB if low & 0x000f_0000_ffe0_01f0 == 0 && high & 0xffe == 0 => Some(Request::DeviceTlb {
+                source,
+                physical_function: (field(low, 15, 12) | field(low, 63, 52) << 4) as u16,
+                max_pending: field(low, 20, 16) as u8,
+                range: DeviceRange::decode(high),
+            }),
+            // Figure 6-8: G 4, IM 31:27, IIDX 47:32.
+            kind::INTERRUPT if low & 0xffff_0000_07ff_f1e0 == 0 && high == 0 => match field(low, 4, 4) {
+                0 => Some(Request::InterruptAll),
+                _ => Some(Request::Interrupt { index: source, mask: field(low, 31, 27) as u8 }),
+            },
+            // Figure 6-9: IF 4, SW 5, FN 6, PD 7, data 63:32; status address 127:66.
+            kind::WAIT if low & 0xffff_f100 == 0 && high & 3 == 0 => Some(Request::Wait {
+                flags: WaitFlags::from_bits_truncate(low),
+                address: PhysAddr::new(high),
+                data: field(low, 63, 32) as u32,
+            }),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Changed, ContextScope, Descriptor, DeviceRange, Drain, IotlbScope, Request, WaitFlags};
+    use crate::addr::{Iova, PhysAddr};
+    use crate::arch::vtd::layout::DomainId;
+
+    const DOMAIN: DomainId = DomainId::new(0xabcd);
+
+    /// Values worked out by hand from the figures of 6.5.2.
+    const GOLDEN: [(Request, [u64; 2]); 13] = [
+        (Request::Context(ContextScope::Global), [0x11, 0]),
+        (Request::Context(ContextScope::Domain(DOMAIN)), [0xabcd_0021, 0]),
+        (
+            Request::Context(ContextScope::Device { domain: DOMAIN, source: 0x1234, function_mask: 3 }),
+            [0x3_1234_abcd_0031, 0],
+        ),
+        (Request::Iotlb(IotlbScope::Global, Drain::empty()), [0x12, 0]),
+        (Request::Iotlb(IotlbScope::Domain(DOMAIN), Drain::WRITES), [0xabcd_0062, 0]),
+        (
+            Request::Iotlb(
+                IotlbScope::Pages {
+                    domain: DOMAIN,
+                    address: Iova::new(0xffff_ffff_fff0_0000),
+                    mask: 8,
+                    changed: Changed::Tables,
+                },
+                Drain::READS,
+            ),
+            [0xabcd_00b2, 0xffff_ffff_fff0_0008],
+        ),
+        (
+            Request::DeviceTlb {
+                source: 0x1234,
+                physical_function: 0x5678,
+                max_pending: 31,
+                range: DeviceRange { address: Iova::new(0x7000), order: 0 },
+            },
+            [0x5670_1234_001f_8003, 0x7000],
+        ),
+        (
+            Request::DeviceTlb { source: 1, physical_function: 0, max_pending: 0, range: DeviceRange::ALL },
+            [0x1_0000_0003, 0x7fff_ffff_ffff_f001],
+        ),
+        (
+            Request::DeviceTlb {
+                source: 1,
+                physical_function: 0,
+                max_pending: 0,
+                range: DeviceRange { address: Iova::new(0x2000), order: 1 },
+            },
+            [0x1_0000_0003, 0x2001],
+        ),
+        (Request::InterruptAll, [0x4, 0]),
+        (Request::Interrupt { index: 0xfff0, mask: 4 }, [0xfff0_2000_0014, 0]),
+        (Request::Wait { flags: WaitFlags::INTERRUPT, address: PhysAddr::new(0), data: 0 }, [0x15, 0]),
+        (
+            Request::Wait {
+                flags: WaitFlags::STATUS_WRITE.union(WaitFlags::FENCE),
+                address: PhysAddr::new(0x1_2345_6788),
+                data: 0xffff_ffff,
+            },
+            [0xffff_ffff_0000_0065, 0x1_2345_6788],
+        ),
+    ];
+
+    #[test]
+    fn golden_values() {
+        for (request, [low, high]) in GOLDEN {
+            let descriptor = Descriptor { words: [low, high, 0, 0] };
+            assert_eq!(request.encode(), descriptor, "{request:?}");
+            assert_eq!(descriptor.decode(), Some(request), "{low:#x} {high:#x}");
+        }
+    }
+
+    #[test]
+    fn device_ranges_of_every_size() {
+        for order in 0..52 {
+            let range = DeviceRange { address: Iova::new(1 << 63), order };
+            assert_eq!(DeviceRange::decode(range.encode()), range, "order {order}");
+        }
+        assert_eq!(DeviceRange::decode(DeviceRange::ALL.encode()), DeviceRange::ALL);
+        // All ones, which no driver writes, is taken for everything.
+        assert_eq!(DeviceRange::decode(u64::MAX), DeviceRange::ALL);
+    }
+
+    #[test]
+    fn reserved_bits_are_refused() {
+        // One descriptor of each type, and the bits (of 128) that RsvdZ covers in its figure.
+        let cases: [(usize, &[(u32, u32)]); 5] = [
+            (0, &[(6, 8), (12, 15), (50, 63), (64, 127)]),
+            (5, &[(8, 8), (12, 15), (32, 63), (71, 75)]),
+            (6, &[(4, 8), (21, 31), (48, 51), (65, 75)]),
+            (10, &[(5, 8), (12, 26), (48, 63), (64, 127)]),
+            (12, &[(8, 8), (12, 31), (64, 65)]),
+        ];
+        for (case, ranges) in cases {
+            let (request, [low, high]) = GOLDEN[case];
+            for bit in ranges.iter().flat_map(|&(first, last)| first..=last) {
+                let both = u128::from(low) | u128::from(high) << 64 | 1 << bit;
+                let descriptor = Descriptor { words: [both as u64, (both >> 64) as u64, 0, 0] };
+                assert_eq!(descriptor.decode(), None, "bit {bit} of {request:?}");
+            }
+            assert_eq!(Descriptor { words: [low, high, 1, 0] }.decode(), None);
+            assert_eq!(Descriptor { words: [low, high, 0, 1] }.decode(), None);
+            assert_eq!(Descriptor { words: [low | 0x200, high, 0, 0] }.decode(), None, "type[6:4]");
+        }
+        for word in [0x0, 0x01, 0x02, 0x6, 0x7, 0x8, 0xf] {
+            assert_eq!(Descriptor { words: [word, 0, 0, 0] }.decode(), None, "{word:#x}");
+        }
+    }
+}
