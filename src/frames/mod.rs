@@ -1,1 +1,21 @@
 //! Containers in frames: they grow with the machine and need no heap.
+//!
+//! - [`Slab`] holds values in numbered slots and hands out reference-counted handles ([`Ref`]).
+//! - [`IdBitmap`] gives out numbers below 2^20: domain ids, PASIDs.
+//! - [`RadixMap`] finds a word by a 64-bit key, for instance a slot number by a source id.
+//!
+//! Lookups take no lock. No frame is allocated or freed under a lock; whatever fails for want of
+//! memory changes nothing that a caller can see.
+
+mod id_bitmap;
+mod radix;
+mod reference;
+mod slab;
+#[cfg(all(test, not(loom)))]
+mod testing;
+mod words;
+
+pub use id_bitmap::IdBitmap;
+pub use radix::{RadixIter, RadixMap, Word};
+pub use reference::Ref;
+pub use slab::{Slab, SlabIter};
