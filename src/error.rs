@@ -118,6 +118,8 @@ reasons! {
         WrongDomain => "not the domain that is attached",
         /// The caller is not the owner of this group.
         WrongOwner => "not the owner of this group",
+        /// The device shares its group with others; attach the group.
+        SharedGroup => "the device shares its group with others",
         /// The domain is not a paging domain, so nothing can be mapped in it.
         NotPaging => "not a paging domain",
         /// A PASID that is zero, or beyond what device and unit support.
@@ -160,6 +162,8 @@ reasons! {
         Coherency => "the unit does not snoop, the domain's tables are not cleaned",
         /// The domain enforces snooping and the unit cannot.
         Snoop => "the unit cannot enforce snooping",
+        /// The unit caches absent entries, and the domain does not flush what it maps.
+        MapFlush => "the unit caches absent entries, the domain does not flush its maps",
         /// The unit is of another driver.
         Driver => "another driver's domain",
         /// The domain's windows are not inside the device's.

@@ -1,4 +1,6 @@
 //! Intel VT-d ("Intel Virtualization Technology for Directed I/O, Architecture Specification").
+//!
+//! Section numbers in this folder are those of that document, revision 5.0.
 
 pub mod dmar;
 pub mod driver;

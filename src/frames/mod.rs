@@ -1,6 +1,7 @@
 //! Containers in frames: they grow with the machine and need no heap.
 //!
 //! - [`Slab`] holds values in numbered slots and hands out reference-counted handles ([`Ref`]).
+//! - [`Registry`] is a slab that holds on to its values until they are removed.
 //! - [`IdBitmap`] gives out numbers below 2^20: domain ids, PASIDs.
 //! - [`RadixMap`] finds a word by a 64-bit key, for instance a slot number by a source id.
 //!
@@ -10,6 +11,7 @@
 mod id_bitmap;
 mod radix;
 mod reference;
+mod registry;
 mod slab;
 #[cfg(all(test, not(loom)))]
 mod testing;
@@ -18,4 +20,5 @@ mod words;
 pub use id_bitmap::IdBitmap;
 pub use radix::{RadixIter, RadixMap, Word};
 pub use reference::Ref;
+pub use registry::Registry;
 pub use slab::{Slab, SlabIter};

@@ -49,7 +49,7 @@ impl fmt::Display for Run {
 
 impl Run {
     /// Takes in `next` if it is more of the same.
-    fn extend(&mut self, next: &Self) -> ControlFlow<()> {
+    pub(crate) fn extend(&mut self, next: &Self) -> ControlFlow<()> {
         let bytes = self.range.last().as_u64().wrapping_sub(self.range.start().as_u64()).wrapping_add(1);
         let follows = self.range.last().checked_add(1) == Some(next.range.start())
             && self.phys.checked_add(bytes) == Some(next.phys)

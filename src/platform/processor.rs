@@ -107,7 +107,10 @@ mod x86_64 {
 
     fn flush(start: NonNull<u8>, bytes: usize) {
         // CPUID.01H:EBX[15:8] is the line size in units of 8 bytes (SDM 2A, CPUID).
-        let line = ((__cpuid(1).ebx >> 8 & 0xff) as usize * 8).max(8);
+        // SAFETY: every x86-64 processor has CPUID leaf 1. (The call is safe since Rust 1.90.)
+        #[allow(unused_unsafe)]
+        let features = unsafe { __cpuid(1) };
+        let line = ((features.ebx >> 8 & 0xff) as usize * 8).max(8);
         let first = start.as_ptr() as usize & !(line - 1);
         let end = (start.as_ptr() as usize).saturating_add(bytes);
         // SAFETY: fences have no operands; the lines lie in memory that the caller owns, and flushing

@@ -1,1 +1,1 @@
-//! The driver half: programs a VT-d unit.
+//! x

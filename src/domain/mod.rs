@@ -1,0 +1,269 @@
+//! Domains: I/O address spaces.
+
+mod fixed;
+mod paging;
+mod walk;
+
+use core::fmt;
+
+pub use fixed::FixedDomain;
+pub use paging::PagingDomain;
+pub use walk::Walk;
+
+use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};
+use crate::error::{Error, InvalidReason, Result};
+use crate::frames::Ref;
+use crate::iotlb::Gather;
+use crate::ops::DomainOps;
+use crate::pgtable::PageSizes;
+use crate::prot::Prot;
+use crate::window::Windows;
+
+/// What a domain does with the addresses of a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum DomainKind {
+    /// No access at all.
+    Blocked,
+    /// Addresses pass unchanged.
+    Identity,
+    /// Addresses are translated as mapped.
+    Paging,
+}
+
+/// A counted handle to a domain, an I/O address space.
+///
+/// Clones are the same domain; it goes when the last handle and the last attachment go. All methods
+/// may be called from any context unless they say otherwise, and on several processors at once.
+#[doc(alias = "iommu_domain")]
+#[derive(Clone)]
+pub struct Domain(Ref<dyn DomainOps>);
+
+impl Domain {
+    /// A handle to the domain in this slot; for backends.
+    pub fn new(ops: Ref<dyn DomainOps>) -> Self {
+        Self(ops)
+    }
+
+    /// The backend's side of the domain.
+    #[inline]
+    pub fn ops(&self) -> &dyn DomainOps {
+        &*self.0
+    }
+
+    /// Whether both are the same domain.
+    pub fn ptr_eq(&self, other: &Self) -> bool {
+        Ref::ptr_eq(&self.0, &other.0)
+    }
+
+    /// What kind of domain this is.
+    pub fn kind(&self) -> DomainKind {
+        self.ops().kind()
+    }
+
+    /// The IOVAs that may be mapped, lowest first.
+    pub fn windows(&self) -> &Windows {
+        self.ops().windows()
+    }
+
+    /// The smallest range that holds every window (Linux's aperture), or `None` when nothing can be
+    /// mapped. DMA outside faults.
+    pub fn geometry(&self) -> Option<IovaRange> {
+        self.windows().geometry()
+    }
+
+    /// Page sizes that mappings may have.
+    pub fn page_sizes(&self) -> PageSizes {
+        self.ops().page_sizes()
+    }
+
+    /// Maps `range` to the physical addresses from `phys` on, with the largest pages that fit. When
+    /// this returns, devices can use the mapping.
+    ///
+    /// # Errors
+    /// With nothing changed: [`Error::OutsideWindow`], [`Error::Invalid`] (misaligned, no
+    /// permission), [`Error::OutOfRange`], [`Error::NoMemory`], [`Error::Exists`] (what this call
+    /// had mapped is unmapped and invalidated again).
+    ///
+    /// # Safety
+    /// Lends the memory to the domain's devices: until a gather that unmapped it was synced with
+    /// success, devices may read and, with [`Prot::WRITE`], write it at any time. Calls for
+    /// overlapping ranges of one domain must not run at the same time.
+    #[doc(alias = "iommu_map")]
+    #[inline]
+    pub unsafe fn map(&self, range: IovaRange, phys: PhysAddr, prot: Prot) -> Result<()> {
+        let ops = self.ops();
+        ops.windows().check(range)?;
+        // SAFETY: passed on to the caller.
+        unsafe { ops.map(range, phys, prot, PageSizes::ALL) }
+    }
+
+    /// As [`map`](Self::map), with pages of `sizes` only.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map); [`InvalidReason::NoPageSize`] when no size fits.
+    ///
+    /// # Safety
+    /// As [`map`](Self::map).
+    #[inline]
+    pub unsafe fn map_with(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
+        let ops = self.ops();
+        ops.windows().check(range)?;
+        // SAFETY: passed on to the caller.
+        unsafe { ops.map(range, phys, prot, sizes) }
+    }
+
+    /// Maps a list of physical ranges one after the other from `iova` on; neighbours are merged, so
+    /// that they can share a large page. Gives the range mapped.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map), with nothing left mapped; [`InvalidReason::EmptyRange`] for an empty
+    /// list.
+    ///
+    /// # Safety
+    /// As [`map`](Self::map).
+    #[doc(alias = "iommu_map_sg")]
+    pub unsafe fn map_sg(&self, iova: Iova, list: &[PhysRange], prot: Prot) -> Result<IovaRange> {
+        let mut next = iova;
+        let mut mapped = None;
+        for chunk in list.chunk_by(|a, b| a.last().checked_add(1) == Some(b.start())) {
+            let (Some(first), Some(last)) = (chunk.first(), chunk.last()) else { continue };
+            let mapping = PhysRange::new(first.start(), last.last())
+                .and_then(|phys| phys.bytes().ok_or(Error::Invalid(InvalidReason::AddressOverflow)))
+                .and_then(|bytes| IovaRange::from_len(next, bytes))
+                // SAFETY: passed on to the caller.
+                .and_then(|range| unsafe { self.map(range, first.start(), prot) }.map(|()| range));
+            match mapping {
+                Ok(range) => {
+                    let end = range.last();
+                    mapped = Some(IovaRange::new(iova, end)?);
+                    match end.checked_add(1) {
+                        Some(after) => next = after,
+                        None => break,
+                    }
+                }
+                Err(error) => {
+                    if let Some(range) = mapped {
+                        let mut gather = self.gather();
+                        // SAFETY: this call mapped it and nobody else may use it yet.
+                        let _ = unsafe { self.unmap(range, &mut gather) };
+                        gather.sync().map_err(Error::from)?;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        mapped.ok_or(Error::Invalid(InvalidReason::EmptyRange))
+    }
+
+    /// An empty gather for this domain.
+    #[inline]
+    pub fn gather(&self) -> Gather<'_> {
+        Gather::new(self)
+    }
+
+    /// Unmaps `range`, holes included, and notes in `gather` what must be invalidated. The memory
+    /// stays lent to devices until the gather was synced.
+    ///
+    /// # Errors
+    /// [`Error::PartialPage`] at a large page that the range covers only partly: what lies in the
+    /// range below it is unmapped; [`cut`](Self::cut) splits it. [`Error::OutsideWindow`],
+    /// [`Error::Invalid`] with nothing changed.
+    ///
+    /// # Safety
+    /// Calls for overlapping ranges of one domain must not run at the same time.
+    #[doc(alias = "iommu_unmap")]
+    #[inline]
+    pub unsafe fn unmap(&self, range: IovaRange, gather: &mut Gather<'_>) -> Result<()> {
+        if !self.ptr_eq(gather.domain()) {
+            return Err(Error::Invalid(InvalidReason::WrongDomain));
+        }
+        let ops = self.ops();
+        ops.windows().check(range)?;
+        // SAFETY: passed on to the caller.
+        unsafe { ops.unmap(range, &mut gather.flush) }
+    }
+
+    /// Unmaps `range` and waits until no device can reach it any more: [`unmap`](Self::unmap) and
+    /// [`Gather::sync`] in one.
+    ///
+    /// # Errors
+    /// Of both. After an error of the invalidation the memory stays lent, see [`Gather`].
+    ///
+    /// # Safety
+    /// As [`unmap`](Self::unmap).
+    pub unsafe fn unmap_sync(&self, range: IovaRange) -> Result<()> {
+        let mut gather = self.gather();
+        // SAFETY: passed on to the caller.
+        let unmapped = unsafe { self.unmap(range, &mut gather) };
+        gather.sync().map_err(Error::from)?;
+        unmapped
+    }
+
+    /// Splits the large pages that reach across the ends of `range`, so that it can be unmapped
+    /// alone. Devices see the same translations all the time.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`], [`Error::Unsupported`] where the format does not allow it live; nothing
+    /// is lost then.
+    ///
+    /// # Safety
+    /// As [`unmap`](Self::unmap); the whole of each page that is split counts as part of the range.
+    pub unsafe fn cut(&self, range: IovaRange) -> Result<()> {
+        let ops = self.ops();
+        ops.windows().check(range)?;
+        let mut gather = self.gather();
+        // SAFETY: passed on to the caller.
+        unsafe { ops.cut(range, &mut gather.flush) }?;
+        gather.sync().map_err(Error::from)
+    }
+
+    /// Changes what the mappings in `range` permit, and waits until every device obeys.
+    ///
+    /// # Errors
+    /// [`Error::NotMapped`] at the first hole, [`Error::PartialPage`]; what lies below has changed.
+    ///
+    /// # Safety
+    /// As [`map`](Self::map), for the new permission.
+    pub unsafe fn protect(&self, range: IovaRange, prot: Prot) -> Result<()> {
+        let ops = self.ops();
+        ops.windows().check(range)?;
+        let mut gather = self.gather();
+        // SAFETY: passed on to the caller.
+        let changed = unsafe { ops.protect(range, prot, &mut gather.flush) };
+        gather.sync().map_err(Error::from)?;
+        changed
+    }
+
+    /// Invalidates and frees what gathers left behind with [`Gather::defer`], or because an
+    /// invalidation had failed.
+    ///
+    /// # Errors
+    /// As [`Gather::sync`]; everything stays deferred.
+    pub fn flush_deferred(&self) -> Result<()> {
+        self.ops().flush_deferred()
+    }
+
+    /// Where `iova` goes, or `None` if a device would fault there. A snapshot: another processor
+    /// may change it meanwhile.
+    #[doc(alias = "iommu_iova_to_phys")]
+    #[inline]
+    pub fn iova_to_phys(&self, iova: Iova) -> Option<PhysAddr> {
+        self.ops().iova_to_phys(iova)
+    }
+
+    /// The mappings in `range`: runs of equal pages, lowest first.
+    pub fn walk(&self, range: IovaRange) -> Walk<'_> {
+        Walk::new(self, range)
+    }
+}
+
+impl fmt::Debug for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} domain", self.kind())?;
+        for run in self.walk(IovaRange::full()) {
+            write!(f, "\n  {run}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,246 @@
+//! Paging domains: a page table, and the caches that may hold what is in it.
+
+use core::any::Any;
+
+use super::DomainKind;
+use crate::addr::{Iova, IovaRange, PhysAddr};
+use crate::error::{Error, Result};
+use crate::iotlb::{Flush, Invalidation, Tags, Ticket};
+use crate::ops::{DomainOps, DomainSpec, MapFlush, Unit, UnitTraits};
+use crate::pgtable::{Format, PageSizes, PageTable, Run};
+use crate::platform::Platform;
+use crate::prot::Prot;
+use crate::sync::Lock;
+use crate::window::Windows;
+
+/// Invalidations that one sync has under way at once; with more units it waits in between.
+const TICKETS_AT_ONCE: usize = 8;
+
+/// A domain with a page table of format `F`, for any number of units of one backend.
+///
+/// Backends make it and find it again by downcast from [`DomainOps::as_any`].
+#[derive(Debug)]
+pub struct PagingDomain<F: Format, P: Platform> {
+    kind: DomainKind,
+    traits: UnitTraits,
+    windows: Windows,
+    table: PageTable<F, P>,
+    tags: Tags<P>,
+    platform: P,
+    /// What was unmapped and not yet invalidated: deferred on purpose, or because it failed.
+    deferred: Lock<Flush>,
+}
+
+impl<F: Format, P: Platform> PagingDomain<F, P> {
+    /// A domain over `table`, which is empty. `kind` is [`DomainKind::Identity`] when the backend
+    /// maps RAM one to one in it, for units without pass-through.
+    pub fn new(platform: P, kind: DomainKind, spec: &DomainSpec, table: PageTable<F, P>) -> Self {
+        Self {
+            kind,
+            traits: spec.traits,
+            windows: spec.windows.clone(),
+            table,
+            tags: Tags::new(platform.clone()),
+            platform,
+            deferred: Lock::new(Flush::new()),
+        }
+    }
+
+    /// The page table.
+    pub fn table(&self) -> &PageTable<F, P> {
+        &self.table
+    }
+
+    /// The caches that may hold translations of the domain.
+    pub fn tags(&self) -> &Tags<P> {
+        &self.tags
+    }
+
+    /// What the domain does for its units.
+    pub fn traits(&self) -> UnitTraits {
+        self.traits
+    }
+
+    /// Invalidates in every cache and waits. All units work at the same time.
+    fn invalidate(&self, flush: &Flush) -> Result<()> {
+        self.platform.publish();
+        let snapshot = self.tags.read();
+        let mut result = Ok(());
+        let mut under_way: heapless::Vec<(&Unit, Ticket), TICKETS_AT_ONCE> = heapless::Vec::new();
+        for (unit, tag) in snapshot.iter() {
+            if under_way.is_full() {
+                result = result.and(wait_all(&mut under_way));
+            }
+            let invalidation = Invalidation { tag, ranges: flush.ranges(), depth: flush.depth() };
+            match unit.invalidate(&invalidation) {
+                Ok(ticket) => {
+                    // There is room: it was emptied above when it was full.
+                    let _ = under_way.push((unit, ticket));
+                }
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        result.and(wait_all(&mut under_way))
+    }
+
+    /// Drops cached absent entries and write buffers after a map, see [`MapFlush`]. If that fails the
+    /// mapping is taken back, and what hardware may have seen of it is deferred.
+    fn flush_map(&self, range: IovaRange) -> Result<()> {
+        let mut flush = Flush::new();
+        flush.add(range);
+        let flushed = self.invalidate(&flush);
+        if flushed.is_err() {
+            // SAFETY: the caller of `map` keeps others away from the range, and it was just mapped.
+            let unmapped = unsafe { self.table.unmap(range, &mut flush.tables) };
+            debug_assert!(unmapped.is_ok());
+            self.defer(&mut flush);
+        }
+        flushed
+    }
+
+    /// What a failed map, or a map that replaced an empty table, leaves to do.
+    #[cold]
+    fn finish_map(&self, range: IovaRange, mut flush: Flush) -> Result<()> {
+        flush.add(range);
+        let synced = self.sync(&mut flush);
+        if synced.is_err() {
+            self.defer(&mut flush);
+        }
+        synced
+    }
+}
+
+fn wait_all<const N: usize>(under_way: &mut heapless::Vec<(&Unit, Ticket), N>) -> Result<()> {
+    let mut result = Ok(());
+    for (unit, ticket) in under_way.iter() {
+        result = result.and(unit.wait(*ticket));
+    }
+    under_way.clear();
+    result
+}
+
+impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn kind(&self) -> DomainKind {
+        self.kind
+    }
+
+    fn windows(&self) -> &Windows {
+        &self.windows
+    }
+
+    fn page_sizes(&self) -> PageSizes {
+        self.table.page_sizes()
+    }
+
+    #[inline]
+    unsafe fn map(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
+        let mut flush = Flush::new();
+        // SAFETY: passed on to the caller.
+        match unsafe { self.table.map(range, phys, prot, sizes, &mut flush.tables) } {
+            Ok(()) => {
+                self.platform.publish();
+                if !flush.tables.is_empty() {
+                    return self.finish_map(range, flush);
+                }
+                if self.traits.map_flush == MapFlush::Always {
+                    return self.flush_map(range);
+                }
+                Ok(())
+            }
+            Err(failed) => {
+                if failed.undone.is_some() || !flush.tables.is_empty() {
+                    self.finish_map(failed.undone.unwrap_or(range), flush)?;
+                }
+                Err(failed.error)
+            }
+        }
+    }
+
+    #[inline]
+    unsafe fn unmap(&self, range: IovaRange, flush: &mut Flush) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        let result = unsafe { self.table.unmap(range, &mut flush.tables) };
+        match result {
+            Ok(()) => flush.add(range),
+            Err(error) => add_below(range, error, flush),
+        }
+        result
+    }
+
+    unsafe fn cut(&self, range: IovaRange, flush: &mut Flush) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        let result = unsafe { self.table.cut(range) };
+        // Large and small entries for one address may be cached side by side otherwise; walk caches
+        // have no entry for what was a leaf.
+        flush.add(range);
+        result
+    }
+
+    unsafe fn protect(&self, range: IovaRange, prot: Prot, flush: &mut Flush) -> Result<()> {
+        // SAFETY: passed on to the caller.
+        let result = unsafe { self.table.protect(range, prot) };
+        flush.add(range);
+        result
+    }
+
+    fn sync(&self, flush: &mut Flush) -> Result<()> {
+        self.invalidate(flush)?;
+        let done = core::mem::take(flush);
+        // SAFETY: what was detached is in no cache any more.
+        unsafe { self.table.free(done.tables) };
+        Ok(())
+    }
+
+    fn defer(&self, flush: &mut Flush) {
+        self.deferred.lock(&self.platform).append(&self.platform, flush);
+    }
+
+    fn flush_deferred(&self) -> Result<()> {
+        let mut flush = core::mem::take(&mut *self.deferred.lock(&self.platform));
+        if flush.is_empty() {
+            return Ok(());
+        }
+        let result = self.sync(&mut flush);
+        if result.is_err() {
+            self.defer(&mut flush);
+        }
+        result
+    }
+
+    fn next_run(&self, from: Iova, last: Iova) -> Option<Run> {
+        self.table.reader().next_run(from, last)
+    }
+
+    #[inline]
+    fn iova_to_phys(&self, iova: Iova) -> Option<PhysAddr> {
+        self.table.reader().iova_to_phys(iova)
+    }
+}
+
+/// Notes what an unmap that stopped early had done.
+#[cold]
+fn add_below(range: IovaRange, error: Error, flush: &mut Flush) {
+    let Error::PartialPage { page, .. } = error else {
+        // Refused before anything changed.
+        debug_assert!(matches!(error, Error::Invalid(_) | Error::OutOfRange { .. }));
+        return;
+    };
+    let below = page.as_u64().checked_sub(1).and_then(|last| IovaRange::new(range.start(), Iova::new(last)).ok());
+    if let Some(done) = below {
+        flush.add(done);
+    }
+}
+
+impl<F: Format, P: Platform> Drop for PagingDomain<F, P> {
+    fn drop(&mut self) {
+        // No unit uses the domain: the last attachment held a handle. Nothing is cached either, for
+        // detach invalidates everything under the domain's number.
+        let flush = core::mem::take(self.deferred.get_mut());
+        // SAFETY: as above.
+        unsafe { self.table.free(flush.tables) };
+    }
+}

@@ -1,0 +1,311 @@
+//! Attach, detach and replace: groups move from domain to domain.
+
+use core::time::Duration;
+
+use super::Iommu;
+use crate::addr::{Iova, IovaRange, PhysAddr};
+use crate::device::{Device, DeviceIommu};
+use crate::domain::{Domain, DomainKind};
+use crate::error::{BusyReason, Error, IncompatibleReason, InvalidReason, Result, WaitReason};
+use crate::group::{Group, GroupState};
+use crate::id::SourceId;
+use crate::pgtable::PageSizes;
+use crate::platform::Platform;
+use crate::region::{RegionKind, ReservedRegion};
+use crate::sync::wait_until;
+
+/// How long a change of a group waits for another processor's change of it.
+const CLAIM_LIMIT: Duration = Duration::from_secs(10);
+
+/// How often a direct region is looked at again because somebody mapped it meanwhile.
+const DIRECT_RETRIES: usize = 3;
+
+impl<P: Platform> Iommu<P> {
+    /// Attaches a domain to a device that is alone in its group.
+    ///
+    /// # Errors
+    /// [`InvalidReason::SharedGroup`] when it is not alone; else as
+    /// [`attach_group`](Self::attach_group).
+    #[doc(alias = "iommu_attach_device")]
+    pub fn attach_device(&self, domain: &Domain, device: &Device) -> Result<()> {
+        self.attach_group(domain, self.lone_group(device)?)
+    }
+
+    /// Puts the default domain back on a device that is alone in its group.
+    ///
+    /// # Errors
+    /// As [`detach_group`](Self::detach_group).
+    #[doc(alias = "iommu_detach_device")]
+    pub fn detach_device(&self, domain: &Domain, device: &Device) -> Result<()> {
+        self.detach_group(domain, self.lone_group(device)?)
+    }
+
+    /// Attaches a domain to every device of a group that has its default domain, or is blocked.
+    /// Direct regions of the devices are mapped first. In between a device sees the old
+    /// translation, the new one, or a block. The same domain again is no action.
+    ///
+    /// # Errors
+    /// [`BusyReason::Attached`] when the group has another domain: [`replace`](Self::replace) takes
+    /// it anyway. [`Error::Incompatible`] when the domain does not fit a device, for instance a
+    /// blocked one for a device with a direct region. After any error every device has the domain it
+    /// had before, or, if the hardware failed, is blocked.
+    #[doc(alias = "iommu_attach_group")]
+    pub fn attach_group(&self, domain: &Domain, group: &Group) -> Result<()> {
+        let claim = self.claim(group)?;
+        let (current, default) = claim.read(|state| (state.domain.clone(), state.default.clone()));
+        if !current.ptr_eq(domain) && !current.ptr_eq(&default) && !self.is_initial(&current) {
+            return Err(Error::Busy(BusyReason::Attached));
+        }
+        claim.switch(domain)
+    }
+
+    /// Attaches `domain` in place of whatever the group is attached to.
+    ///
+    /// # Errors
+    /// As [`attach_group`](Self::attach_group), but for [`BusyReason::Attached`].
+    #[doc(alias = "iommu_group_replace_domain")]
+    pub fn replace(&self, domain: &Domain, group: &Group) -> Result<()> {
+        self.claim(group)?.switch(domain)
+    }
+
+    /// Ends the attachment of `domain`: the group goes to its default domain, or, while it has an
+    /// owner, to the blocked one. Should the hardware refuse, the devices are blocked.
+    ///
+    /// # Errors
+    /// [`InvalidReason::WrongDomain`] when the group is not attached to `domain`.
+    #[doc(alias = "iommu_detach_group")]
+    pub fn detach_group(&self, domain: &Domain, group: &Group) -> Result<()> {
+        let claim = self.claim(group)?;
+        let (current, target) = claim.read(|state| {
+            let target = if state.owner.is_some() { &self.blocked } else { &state.default };
+            (state.domain.clone(), target.clone())
+        });
+        if !current.ptr_eq(domain) {
+            return Err(Error::Invalid(InvalidReason::WrongDomain));
+        }
+        claim.switch_or_block(&target);
+        Ok(())
+    }
+
+    /// The domain that a group is attached to. Any context.
+    #[doc(alias = "iommu_get_domain_for_dev")]
+    pub fn domain_of(&self, group: &Group) -> Domain {
+        group.slot().state.lock(&self.platform).domain.clone()
+    }
+
+    /// The domain that a group goes back to when it is detached. Any context.
+    pub fn default_domain_of(&self, group: &Group) -> Domain {
+        group.slot().state.lock(&self.platform).default.clone()
+    }
+
+    /// Whether `domain` is one that a group has before anybody attached anything.
+    pub(super) fn is_initial(&self, domain: &Domain) -> bool {
+        domain.ptr_eq(&self.blocked) || domain.ptr_eq(&self.identity)
+    }
+
+    /// The right to change a group. Others wait, without a lock being held meanwhile.
+    pub(super) fn claim<'a>(&'a self, group: &'a Group) -> Result<Claim<'a, P>> {
+        wait_until(&self.platform, CLAIM_LIMIT, WaitReason::Claim, || {
+            let mut state = group.slot().state.lock(&self.platform);
+            let free = !state.changing;
+            state.changing = true;
+            free.then_some(Claim { iommu: self, group })
+        })
+        .map_err(|_| Error::Busy(BusyReason::Changing))
+    }
+
+    fn lone_group<'a>(&self, device: &'a Device) -> Result<&'a Group> {
+        let group = device.group()?;
+        match self.members(group).nth(1) {
+            Some(_) => Err(Error::Invalid(InvalidReason::SharedGroup)),
+            None => Ok(group),
+        }
+    }
+}
+
+/// A group that only this processor changes. Dropping it lets others.
+pub(super) struct Claim<'a, P: Platform> {
+    iommu: &'a Iommu<P>,
+    group: &'a Group,
+}
+
+impl<P: Platform> Claim<'_, P> {
+    /// Looks at the state, under its lock.
+    pub(super) fn read<T>(&self, look: impl FnOnce(&GroupState) -> T) -> T {
+        look(&self.group.slot().state.lock(&self.iommu.platform))
+    }
+
+    /// Changes the state, under its lock.
+    pub(super) fn write<T>(&self, change: impl FnOnce(&mut GroupState) -> T) -> T {
+        change(&mut self.group.slot().state.lock(&self.iommu.platform))
+    }
+
+    /// Moves every device of the group to `domain`, or leaves all where they are.
+    pub(super) fn switch(&self, domain: &Domain) -> Result<()> {
+        let old = self.read(|state| state.domain.clone());
+        if old.ptr_eq(domain) {
+            return Ok(());
+        }
+        for device in self.iommu.members(self.group) {
+            check(domain, device.iommu()?)?;
+        }
+        for device in self.iommu.members(self.group) {
+            map_direct_regions(domain, device.iommu()?, self.scope_of(domain))?;
+        }
+        let mut moved = 0;
+        let result = self.sources().try_for_each(|(device, source)| {
+            let unit = &device.iommu()?.unit;
+            unit.attach(unit, source, domain, &old)?;
+            moved += 1;
+            Ok(())
+        });
+        if let Err(error) = result {
+            for (device, source) in self.sources().take(moved) {
+                if let Ok(DeviceIommu { unit, .. }) = device.iommu()
+                    && unit.attach(unit, source, &old, domain).is_err()
+                {
+                    unit.block(unit, source, domain);
+                }
+            }
+            return Err(error);
+        }
+        // The old handle is dropped outside the lock: it may be the last one.
+        let _old = self.write(|state| core::mem::replace(&mut state.domain, domain.clone()));
+        Ok(())
+    }
+
+    /// As [`switch`](Self::switch); devices that cannot be moved are blocked. Cannot fail.
+    pub(super) fn switch_or_block(&self, domain: &Domain) {
+        if self.switch(domain).is_ok() {
+            return;
+        }
+        let old = self.write(|state| core::mem::replace(&mut state.domain, self.iommu.blocked.clone()));
+        for (device, source) in self.sources() {
+            if let Ok(DeviceIommu { unit, .. }) = device.iommu() {
+                unit.block(unit, source, &old);
+            }
+        }
+    }
+
+    /// Lets a device that joins the group reach what the others reach.
+    pub(super) fn admit(&self, device: &Device) -> Result<()> {
+        let domain = self.read(|state| state.domain.clone());
+        let iommu = device.iommu()?;
+        check(&domain, iommu)?;
+        map_direct_regions(&domain, iommu, self.scope_of(&domain))?;
+        for &source in device.sources() {
+            iommu.unit.attach(&iommu.unit, source, &domain, &self.iommu.blocked)?;
+        }
+        Ok(())
+    }
+
+    /// Blocks the sources of a device that leaves, but for those that another member shares.
+    pub(super) fn dismiss(&self, device: &Device) {
+        let domain = self.read(|state| state.domain.clone());
+        let Ok(DeviceIommu { unit, .. }) = device.iommu() else { return };
+        for &source in device.sources() {
+            let mut others = self.iommu.members(self.group).filter(|other| other != device);
+            if !others.any(|other| other.sources().contains(&source)) {
+                unit.block(unit, source, &domain);
+            }
+        }
+    }
+
+    /// Every source id of the group with a device that uses it, each id once.
+    fn sources(&self) -> impl Iterator<Item = (Device, SourceId)> {
+        self.iommu.members(self.group).flat_map(move |device| {
+            let sources: heapless::Vec<SourceId, { crate::device::MAX_SOURCES }> =
+                device.sources().iter().copied().filter(|source| self.is_first_user(&device, *source)).collect();
+            sources.into_iter().map(move |source| (device.clone(), source))
+        })
+    }
+
+    fn is_first_user(&self, device: &Device, source: SourceId) -> bool {
+        let first = self.iommu.members(self.group).find(|member| member.sources().contains(&source));
+        first.as_ref() == Some(device)
+    }
+
+    /// Relaxable direct regions belong to the default domain alone.
+    fn scope_of(&self, domain: &Domain) -> DirectScope {
+        if self.read(|state| state.default.ptr_eq(domain)) { DirectScope::WithRelaxable } else { DirectScope::Strict }
+    }
+}
+
+impl<P: Platform> Drop for Claim<'_, P> {
+    fn drop(&mut self) {
+        self.write(|state| state.changing = false);
+    }
+}
+
+/// Which direct regions a domain must hold.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum DirectScope {
+    Strict,
+    WithRelaxable,
+}
+
+/// Whether the domain may be given to the device at all.
+pub(super) fn check(domain: &Domain, device: &DeviceIommu) -> Result<()> {
+    match domain.kind() {
+        DomainKind::Blocked if device.regions.require_direct() => {
+            Err(Error::Incompatible(IncompatibleReason::DirectRegion))
+        }
+        DomainKind::Paging if !device.windows.covers(domain.windows()) => {
+            Err(Error::Incompatible(IncompatibleReason::Window))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Maps the direct regions of a device one to one in a paging domain, as far as they are not.
+/// They stay when the attach fails: they permit nothing that the firmware did not ask for.
+pub(super) fn map_direct_regions(domain: &Domain, device: &DeviceIommu, scope: DirectScope) -> Result<()> {
+    if domain.kind() != DomainKind::Paging {
+        return Ok(());
+    }
+    let smallest = domain.page_sizes().smallest().ok_or(Error::Invalid(InvalidReason::NoPageSize))?;
+    for region in device.regions.iter() {
+        let wanted = match region.kind {
+            RegionKind::Direct => true,
+            RegionKind::DirectRelaxable => scope == DirectScope::WithRelaxable,
+            _ => false,
+        };
+        if wanted {
+            // Outward, so that no byte at either end is lost.
+            let range = region.range.align_outward(smallest.bytes());
+            map_direct_region(domain, ReservedRegion { range, ..*region })?;
+        }
+    }
+    Ok(())
+}
+
+fn map_direct_region(domain: &Domain, region: ReservedRegion) -> Result<()> {
+    let last = region.range.last();
+    let mut next = Some(region.range.start());
+    let mut retries = 0;
+    while let Some(from) = next.filter(|from| *from <= last) {
+        let run = domain.ops().next_run(from, last);
+        let hole_last = match run {
+            Some(run) if run.range.start() <= from => {
+                let direct = run.phys.as_u64() == run.range.start().as_u64() && run.prot.contains(region.prot);
+                if !direct {
+                    return Err(Error::Incompatible(IncompatibleReason::Reserved));
+                }
+                next = run.range.last().checked_add(1);
+                continue;
+            }
+            Some(run) => Iova::new(run.range.start().as_u64().wrapping_sub(1)),
+            None => last,
+        };
+        let hole = IovaRange::new(from, hole_last)?;
+        // SAFETY: firmware reserved this memory for the device; nobody else maps in a direct region,
+        // which is outside every window, but another attach that maps the same.
+        match unsafe { domain.ops().map(hole, PhysAddr::new(from.as_u64()), region.prot, PageSizes::ALL) } {
+            Ok(()) => next = hole.last().checked_add(1),
+            // Another attach was faster: look again.
+            Err(Error::Exists { .. }) if retries < DIRECT_RETRIES => retries += 1,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,274 @@
+//! The core: units, devices, groups and their domains.
+
+mod attach;
+mod owner;
+mod probe;
+
+use core::fmt;
+
+use crate::device::{Device, DeviceSlot};
+use crate::domain::{Domain, DomainKind, FixedDomain};
+use crate::error::{Error, Result};
+use crate::fault::{FaultLog, FaultRecord, LostFaults};
+use crate::frames::{RadixMap, Ref, Registry, Slab};
+use crate::group::{Group, GroupSlot};
+use crate::id::SourceId;
+use crate::ops::{Capability, DomainOps, DomainSpec, InterruptKind, IommuOps, Msi, Unit};
+use crate::platform::Platform;
+use crate::sync::Lock;
+
+/// What a probed device may do before somebody attaches a domain or binds a driver.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum BootPolicy {
+    /// Nothing but the direct regions that firmware reserved for it: its default domain, empty.
+    #[default]
+    Blocked,
+    /// Everything, until [`Iommu::use_default_domain`], an attach or a claim: for kernels that bring
+    /// up drivers which do not know of IOMMUs yet. Untrusted devices are blocked all the same.
+    IdentityUntilClaimed,
+    /// The off switch: no unit translates, and no device has an IOMMU.
+    Off,
+}
+
+/// How the core decides where the caller did not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// What a device may do at first.
+    pub boot: BootPolicy,
+    /// The kind of default domain: [`DomainKind::Paging`], or [`DomainKind::Identity`] by choice.
+    /// Untrusted devices get a paging domain whatever this says, and a device that its unit demands
+    /// another kind for gets that one.
+    pub default_domain: DomainKind,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { boot: BootPolicy::default(), default_domain: DomainKind::Paging }
+    }
+}
+
+/// All IOMMUs of a machine, and the devices behind them.
+///
+/// Order at boot: parse the firmware tables; [`add_unit`](Self::add_unit) for every unit (backends
+/// have a function that does both); probe every device, which maps its direct regions and attaches
+/// its group's default domain; [`enable`](Self::enable). A device that is never probed is blocked
+/// from then on.
+///
+/// Methods are for task context, unless they say *any context*.
+pub struct Iommu<P: Platform> {
+    platform: P,
+    policy: Policy,
+    units: Registry<Unit, P>,
+    devices: Registry<DeviceSlot, P>,
+    groups: Slab<GroupSlot, P>,
+    /// Source id to slot of the device, for [`find`](Self::find).
+    sources: RadixMap<u32, P>,
+    /// Claimed while a device is being added or removed, so that two functions of one group cannot
+    /// make two groups.
+    probing: Lock<bool>,
+    blocked: Domain,
+    identity: Domain,
+    faults: FaultLog,
+}
+
+impl<P: Platform> Iommu<P> {
+    /// No unit and no device yet.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`].
+    pub fn new(platform: P, policy: Policy) -> Result<Self> {
+        let fixed = Slab::new(platform.clone())?;
+        Ok(Self {
+            policy,
+            units: Registry::new(platform.clone())?,
+            devices: Registry::new(platform.clone())?,
+            groups: Slab::new(platform.clone())?,
+            sources: RadixMap::new(platform.clone()),
+            probing: Lock::new(false),
+            blocked: fixed_domain(&fixed, DomainKind::Blocked)?,
+            identity: fixed_domain(&fixed, DomainKind::Identity)?,
+            faults: FaultLog::default(),
+            platform,
+        })
+    }
+
+    /// The platform this runs on.
+    pub fn platform(&self) -> &P {
+        &self.platform
+    }
+
+    /// Adds a unit that its backend has started. It translates from [`enable`](Self::enable) on.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`].
+    pub fn add_unit(&self, ops: Ref<dyn IommuOps>) -> Result<Unit> {
+        let unit = Unit::new(ops);
+        self.units.insert(unit.clone())?;
+        Ok(unit)
+    }
+
+    /// The units. Any context.
+    pub fn units(&self) -> impl Iterator<Item = Unit> {
+        self.units.iter().map(|unit| (*unit).clone())
+    }
+
+    /// Turns translation on in every unit, or off with [`BootPolicy::Off`].
+    ///
+    /// # Errors
+    /// The first unit's that fails; the others are tried all the same.
+    pub fn enable(&self) -> Result<()> {
+        match self.policy.boot {
+            BootPolicy::Off => self.on_all_units(IommuOps::shutdown),
+            _ => self.on_all_units(IommuOps::enable),
+        }
+    }
+
+    /// Turns translation off and gives every unit back as after reset, for instance to boot another
+    /// kernel. Devices must be quiet by then.
+    ///
+    /// # Errors
+    /// As [`enable`](Self::enable).
+    pub fn shutdown(&self) -> Result<()> {
+        self.on_all_units(IommuOps::shutdown)
+    }
+
+    /// Prepares every unit for loss of power.
+    ///
+    /// # Errors
+    /// As [`enable`](Self::enable).
+    pub fn suspend(&self) -> Result<()> {
+        self.on_all_units(IommuOps::suspend)
+    }
+
+    /// Restores every unit after [`suspend`](Self::suspend).
+    ///
+    /// # Errors
+    /// As [`enable`](Self::enable).
+    pub fn resume(&self) -> Result<()> {
+        self.on_all_units(IommuOps::resume)
+    }
+
+    /// The device that sends requests under `source`; of several behind one alias the one that was
+    /// probed first. Constant time. Any context.
+    pub fn find(&self, source: SourceId) -> Option<Device> {
+        self.devices.get(self.sources.get(source.as_u64())?).map(Device::new)
+    }
+
+    /// Every device that was probed, also those that no IOMMU covers.
+    pub fn devices(&self) -> impl Iterator<Item = Device> {
+        let held = |slot: &Ref<DeviceSlot>| self.devices.holds(Ref::index(slot));
+        self.devices.iter().filter(held).map(Device::new)
+    }
+
+    /// The report of devices that no IOMMU covers: their DMA is not restricted.
+    pub fn uncovered(&self) -> impl Iterator<Item = Device> {
+        self.devices().filter(|device| device.iommu().is_err())
+    }
+
+    /// The devices of a group.
+    #[doc(alias = "iommu_group_for_each_dev")]
+    pub fn members(&self, group: &Group) -> impl Iterator<Item = Device> {
+        self.devices().filter(move |device| device.group().is_ok_and(|theirs| theirs == group))
+    }
+
+    /// The domain in which nothing is reachable.
+    pub fn blocked_domain(&self) -> &Domain {
+        &self.blocked
+    }
+
+    /// The domain in which addresses pass unchanged.
+    pub fn identity_domain(&self) -> &Domain {
+        &self.identity
+    }
+
+    /// A new paging domain that fits every one of `devices`: their units agree on it, and its
+    /// windows lie inside the windows of each.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] without a device or for one that no IOMMU covers,
+    /// [`Error::Incompatible`] when no domain fits all, [`Error::NoMemory`].
+    #[doc(alias = "iommu_paging_domain_alloc")]
+    pub fn paging_domain(&self, devices: &[&Device]) -> Result<Domain> {
+        let (first, rest) = devices.split_first().ok_or(Error::NoDevice)?;
+        let mut spec = DomainSpec { traits: first.unit()?.traits(), windows: first.windows()?.clone() };
+        for device in rest {
+            spec.traits = spec.traits.common(device.unit()?.traits())?;
+            spec.windows.intersect(device.windows()?)?;
+        }
+        first.unit()?.domain_alloc_paging(&spec)
+    }
+
+    /// Whether the device's unit can do something. `false` for a device without IOMMU.
+    #[doc(alias = "device_iommu_capable")]
+    pub fn capable(&self, device: &Device, capability: Capability) -> bool {
+        device.unit().is_ok_and(|unit| unit.capable(capability))
+    }
+
+    /// Whether the devices of the group can raise only their own interrupts. `false` until
+    /// interrupts are remapped, which this crate does not do yet: a device can forge any interrupt.
+    #[doc(alias = "iommu_group_has_isolated_msi")]
+    pub fn isolated_msi(&self, group: &Group) -> bool {
+        let _ = group;
+        false
+    }
+
+    /// Routes the fault interrupt of every unit. Any context.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when a unit has none.
+    pub fn set_fault_interrupt(&self, msi: Msi) -> Result<()> {
+        self.on_all_units(|unit| unit.set_interrupt(InterruptKind::Fault, msi))
+    }
+
+    /// Handles an interrupt of this kind: faults move into the log. Also the way to poll for faults.
+    /// Any context.
+    pub fn handle_interrupt(&self, kind: InterruptKind) {
+        if kind == InterruptKind::Fault {
+            for unit in self.units.iter() {
+                unit.drain_faults(&mut |record| {
+                    #[cfg(feature = "log")]
+                    log::warn!("{record}");
+                    self.faults.push(&self.platform, record);
+                });
+            }
+        }
+    }
+
+    /// Takes the oldest fault out of the log. Any context.
+    pub fn next_fault(&self) -> Option<FaultRecord> {
+        self.faults.pop(&self.platform)
+    }
+
+    /// How many faults were lost because the log was full or their source was muted. Any context.
+    pub fn lost_faults(&self) -> LostFaults {
+        self.faults.lost(&self.platform)
+    }
+
+    fn on_all_units(&self, operation: impl Fn(&dyn IommuOps) -> Result<()>) -> Result<()> {
+        let mut result = Ok(());
+        for unit in self.units.iter() {
+            result = result.and(operation(&**unit));
+        }
+        result
+    }
+}
+
+impl<P: Platform> Drop for Iommu<P> {
+    /// Stops every unit. If one does not stop, what its tables reach is leaked.
+    fn drop(&mut self) {
+        if self.shutdown().is_err() {
+            self.devices().for_each(core::mem::forget);
+        }
+    }
+}
+
+impl<P: Platform> fmt::Debug for Iommu<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Iommu").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+fn fixed_domain<P: Platform>(slab: &Slab<FixedDomain, P>, kind: DomainKind) -> Result<Domain> {
+    let slot = slab.insert(FixedDomain::new(kind)).map_err(|(error, _)| error)?;
+    Ok(Domain::new(Ref::map(slot, |domain| domain as &dyn DomainOps)))
+}

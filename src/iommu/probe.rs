@@ -1,0 +1,202 @@
+//! Devices come and go.
+
+use core::time::Duration;
+
+use super::{BootPolicy, Iommu};
+use crate::device::{Device, DeviceFeatures, DeviceId, DeviceInfo, DeviceIommu, DeviceSlot, Trust};
+use crate::domain::DomainKind;
+use crate::error::{BusyReason, Error, InvalidReason, Result, WaitReason};
+use crate::group::{Group, GroupSlot, GroupState};
+use crate::id::PciAddress;
+use crate::ops::{Coverage, DomainSpec, Unit};
+use crate::pci::{self, GroupKey, NoPci, PciConfig, PciFunction};
+use crate::platform::Platform;
+use crate::region::{RegionKind, ReservedRegions};
+use crate::sync::{Lock, wait_until};
+use crate::window::Windows;
+
+/// How long a probe waits for another processor's probe.
+const PROBE_LIMIT: Duration = Duration::from_secs(10);
+
+impl<P: Platform> Iommu<P> {
+    /// Takes in a PCI function: finds its unit, its aliases and its group, and lets it reach what
+    /// the group's domain lets it reach. Bridges are probed like endpoints. Bus numbers must have
+    /// been assigned, and the device should not do DMA yet.
+    ///
+    /// # Errors
+    /// [`Error::NoDevice`] when the function does not answer, when no IOMMU covers it (it is listed
+    /// by [`uncovered`](Self::uncovered) then) or with [`BootPolicy::Off`];
+    /// [`InvalidReason::Duplicate`] when it was probed before. After any error it is blocked.
+    #[doc(alias = "iommu_probe_device")]
+    pub fn probe_pci(&self, pci: &dyn PciConfig, address: PciAddress, trust: Trust) -> Result<Device> {
+        let function = PciFunction::read(pci, address).ok_or(Error::NoDevice)?;
+        let bridges = pci::path(pci, address)?.iter().map(|bridge| bridge.address).collect();
+        let sources = pci::aliases(pci, address)?.iter().map(|alias| alias.source_id()).collect();
+        let features = DeviceFeatures {
+            ats: function.ats.is_some(),
+            pri: function.pri.is_some(),
+            pasid_bits: function.pasid.map_or(0, |pasid| pasid.width),
+        };
+        let info = DeviceInfo { id: DeviceId::Pci(address), sources, bridges, trust, features };
+        let key = pci::group_key(pci, address)?;
+        self.probe(info, key, pci)
+    }
+
+    /// Takes in a platform device, alone in its group.
+    ///
+    /// # Errors
+    /// As [`probe_pci`](Self::probe_pci).
+    pub fn probe_platform(&self, info: DeviceInfo) -> Result<Device> {
+        let key = GroupKey::platform(*info.sources.first().ok_or(Error::NoDevice)?);
+        self.probe(info, key, &NoPci)
+    }
+
+    /// Forgets a device, which may be gone already: its requests are blocked from now on. The
+    /// handle stays valid but does nothing.
+    ///
+    /// # Errors
+    /// [`BusyReason::Changing`] when another processor holds the group for too long.
+    #[doc(alias = "iommu_release_device")]
+    pub fn release_device(&self, device: &Device) -> Result<()> {
+        let _probing = self.claim_probing()?;
+        if let Ok(group) = device.group() {
+            self.claim(group)?.dismiss(device);
+        }
+        self.forget(device);
+        Ok(())
+    }
+
+    fn probe(&self, info: DeviceInfo, key: GroupKey, pci: &dyn PciConfig) -> Result<Device> {
+        if self.policy.boot == BootPolicy::Off {
+            return Err(Error::NoDevice);
+        }
+        let _probing = self.claim_probing()?;
+        if self.devices().any(|device| device.id() == info.id) {
+            return Err(Error::Invalid(InvalidReason::Duplicate));
+        }
+        let Some(unit) = self.unit_of(&info, pci) else {
+            self.register(DeviceSlot { info, iommu: None })?;
+            return Err(Error::NoDevice);
+        };
+        let mut regions = ReservedRegions::default();
+        unit.reserved_regions(&info, pci, &mut regions)?;
+        let windows = windows_without(unit.windows(), &regions)?;
+        let group = match self.groups.iter().find(|group| group.key == key) {
+            Some(slot) => Group::new(slot),
+            None => self.new_group(key, &unit, &info, &windows)?,
+        };
+        let device = self
+            .register(DeviceSlot { info, iommu: Some(DeviceIommu { unit, group: group.clone(), regions, windows }) })?;
+        let admitted =
+            self.claim(&group).and_then(|claim| claim.admit(&device).inspect_err(|_| claim.dismiss(&device)));
+        match admitted {
+            Ok(()) => Ok(device),
+            Err(error) => {
+                self.forget(&device);
+                Err(error)
+            }
+        }
+    }
+
+    /// The unit that names the device, else the one that takes the rest of its segment.
+    fn unit_of(&self, info: &DeviceInfo, pci: &dyn PciConfig) -> Option<Unit> {
+        let mut rest = None;
+        for unit in self.units() {
+            match unit.coverage(info, pci) {
+                Coverage::Named => return Some(unit),
+                Coverage::Rest => rest = Some(unit),
+                Coverage::No => {}
+            }
+        }
+        rest
+    }
+
+    fn new_group(&self, key: GroupKey, unit: &Unit, info: &DeviceInfo, windows: &Windows) -> Result<Group> {
+        let default = match self.default_kind(unit, info) {
+            DomainKind::Identity => self.identity.clone(),
+            DomainKind::Blocked => self.blocked.clone(),
+            DomainKind::Paging => {
+                unit.domain_alloc_paging(&DomainSpec { traits: unit.traits(), windows: windows.clone() })?
+            }
+        };
+        let domain = if self.policy.boot == BootPolicy::IdentityUntilClaimed && info.trust == Trust::Trusted {
+            self.identity.clone()
+        } else {
+            default.clone()
+        };
+        let state = GroupState { changing: false, domain, default, drivers: 0, owner: None };
+        let slot = self.groups.insert(GroupSlot { key, state: Lock::new(state) }).map_err(|(error, _)| error)?;
+        Ok(Group::new(slot))
+    }
+
+    /// What the unit demands; else a translation for what is not trusted; else the caller's choice.
+    fn default_kind(&self, unit: &Unit, info: &DeviceInfo) -> DomainKind {
+        match (unit.demanded_domain(info), info.trust) {
+            (Some(kind), Trust::Trusted) => kind,
+            (_, Trust::Untrusted) => DomainKind::Paging,
+            (None, Trust::Trusted) => self.policy.default_domain,
+        }
+    }
+
+    fn register(&self, slot: DeviceSlot) -> Result<Device> {
+        let device = Device::new(self.devices.insert(slot)?);
+        for source in device.sources() {
+            match self.sources.insert(source.as_u64(), device.index()) {
+                // Another device behind the same alias came first.
+                Ok(()) | Err(Error::Invalid(InvalidReason::Duplicate)) => {}
+                Err(error) => {
+                    self.forget(&device);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(device)
+    }
+
+    /// Takes a device out of the tables; an alias goes to another device that has it.
+    fn forget(&self, device: &Device) {
+        self.devices.remove(device.index());
+        for source in device.sources() {
+            if self.sources.get(source.as_u64()) != Some(device.index()) {
+                continue;
+            }
+            self.sources.remove(source.as_u64());
+            if let Some(heir) = self.devices().find(|other| other.sources().contains(source)) {
+                // The frames for this key are there already.
+                let _ = self.sources.insert(source.as_u64(), heir.index());
+            }
+        }
+    }
+
+    fn claim_probing(&self) -> Result<Probing<'_, P>> {
+        wait_until(&self.platform, PROBE_LIMIT, WaitReason::Claim, || {
+            let mut probing = self.probing.lock(&self.platform);
+            let free = !*probing;
+            *probing = true;
+            free.then_some(Probing { iommu: self })
+        })
+        .map_err(|_| Error::Busy(BusyReason::Changing))
+    }
+}
+
+/// The right to add and remove devices.
+struct Probing<'a, P: Platform> {
+    iommu: &'a Iommu<P>,
+}
+
+impl<P: Platform> Drop for Probing<'_, P> {
+    fn drop(&mut self) {
+        *self.iommu.probing.lock(&self.iommu.platform) = false;
+    }
+}
+
+/// What is left of a unit's windows for a device with these regions.
+fn windows_without(mut windows: Windows, regions: &ReservedRegions) -> Result<Windows> {
+    for region in regions.iter() {
+        match region.kind {
+            RegionKind::Direct | RegionKind::Reserved | RegionKind::Msi => windows.exclude(region.range)?,
+            RegionKind::DirectRelaxable | RegionKind::SoftwareMsi => {}
+        }
+    }
+    Ok(windows)
+}

@@ -1,0 +1,134 @@
+//! Ranges and tables that wait for an invalidation.
+
+use crate::addr::IovaRange;
+use crate::iotlb::Depth;
+use crate::pgtable::TableList;
+use crate::platform::Platform;
+
+/// Ranges that a gather keeps apart. When one more would be needed, the new range is joined with
+/// the one that lies nearest: too much is invalidated then, never too little.
+pub const GATHER_RANGES: usize = 8;
+
+/// What was unmapped and not yet invalidated: ranges and the tables detached with them.
+#[derive(Debug, Default)]
+pub struct Flush {
+    ranges: heapless::Vec<IovaRange, GATHER_RANGES>,
+    /// Detached tables, to be freed after the invalidation.
+    pub tables: TableList,
+}
+
+impl Flush {
+    /// Nothing to invalidate.
+    pub const fn new() -> Self {
+        Self { ranges: heapless::Vec::new(), tables: TableList::new() }
+    }
+
+    /// Whether there is nothing to invalidate and nothing to free.
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty() && self.tables.is_empty()
+    }
+
+    /// The ranges to invalidate, merged.
+    pub fn ranges(&self) -> &[IovaRange] {
+        &self.ranges
+    }
+
+    /// Whether walk caches must go.
+    pub fn depth(&self) -> Depth {
+        if self.tables.is_empty() { Depth::Leaves } else { Depth::Tables }
+    }
+
+    /// Adds a range; one that touches or overlaps it is merged.
+    #[inline]
+    pub fn add(&mut self, range: IovaRange) {
+        // Mostly the next page after the one before.
+        if let Some(last) = self.ranges.last_mut()
+            && let Some(joined) = join_if_touching(*last, range)
+        {
+            *last = joined;
+            return;
+        }
+        self.add_apart(range);
+    }
+
+    /// Takes over all of `other`, which is of the same domain.
+    pub fn append<P: Platform>(&mut self, platform: &P, other: &mut Self) {
+        for range in core::mem::take(&mut other.ranges) {
+            self.add(range);
+        }
+        self.tables.append(platform, core::mem::take(&mut other.tables));
+    }
+
+    fn add_apart(&mut self, mut range: IovaRange) {
+        // What the new range touches is swallowed, so that the ranges stay apart.
+        while let Some(index) = self.ranges.iter().position(|old| join_if_touching(*old, range).is_some()) {
+            range = join(self.ranges.swap_remove(index), range);
+        }
+        if self.ranges.is_full() {
+            let nearest = (0..self.ranges.len()).min_by_key(|&index| {
+                self.ranges.get(index).map_or(u64::MAX, |old| {
+                    let joined = join(*old, range);
+                    joined.last().as_u64().wrapping_sub(joined.start().as_u64())
+                })
+            });
+            if let Some(nearest) = nearest {
+                let joined = join(self.ranges.swap_remove(nearest), range);
+                return self.add_apart(joined);
+            }
+        }
+        // There is room: the list was not full, or one was taken out.
+        let _ = self.ranges.push(range);
+    }
+}
+
+fn join(a: IovaRange, b: IovaRange) -> IovaRange {
+    let (start, last) = (a.start().min(b.start()), a.last().max(b.last()));
+    IovaRange::new(start, last).unwrap_or(a)
+}
+
+#[inline]
+fn join_if_touching(a: IovaRange, b: IovaRange) -> Option<IovaRange> {
+    let apart = |low: IovaRange, high: IovaRange| {
+        high.start() > low.last() && high.start().as_u64().wrapping_sub(low.last().as_u64()) > 1
+    };
+    if apart(a, b) || apart(b, a) { None } else { Some(join(a, b)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Flush, GATHER_RANGES};
+    use crate::addr::{Iova, IovaRange};
+
+    fn pages(first: u64, count: u64) -> IovaRange {
+        IovaRange::from_len(Iova::new(first << 12), count << 12).unwrap()
+    }
+
+    #[test]
+    fn neighbours_merge_whatever_the_order() {
+        let mut flush = Flush::new();
+        for page in [5, 3, 4, 9, 8, 6, 7, 4] {
+            flush.add(pages(page, 1));
+        }
+        assert_eq!(flush.ranges(), [pages(3, 7)]);
+    }
+
+    #[test]
+    fn the_top_page_merges_without_wrapping() {
+        let mut flush = Flush::new();
+        let top = IovaRange::new(Iova::new(u64::MAX - 0xfff), Iova::new(u64::MAX)).unwrap();
+        flush.add(top);
+        flush.add(pages(0, 1));
+        assert_eq!(flush.ranges(), [top, pages(0, 1)]);
+    }
+
+    #[test]
+    fn overflow_joins_the_nearest() {
+        let mut flush = Flush::new();
+        for index in 0..GATHER_RANGES as u64 {
+            flush.add(pages(index * 100, 1));
+        }
+        flush.add(pages(103, 1));
+        assert_eq!(flush.ranges().len(), GATHER_RANGES);
+        assert!(flush.ranges().contains(&pages(100, 4)));
+    }
+}

@@ -1,0 +1,39 @@
+//! Translation caches: what must be invalidated, where, and when memory is free again.
+//!
+//! [`Gather`] collects what was unmapped; [`Tags`] tells which caches may hold it; a unit executes
+//! an [`Invalidation`] and says through a [`Ticket`] when it is done.
+
+mod flush;
+mod gather;
+mod tags;
+
+pub use flush::{Flush, GATHER_RANGES};
+pub use gather::{Gather, SyncError};
+pub use tags::{CacheTag, Tags};
+
+use crate::addr::IovaRange;
+
+/// A promise of a unit that an invalidation was submitted; `IommuOps::wait` redeems it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "an invalidation is over only when it was waited for"]
+pub struct Ticket(pub u64);
+
+/// Whether only leaves changed, or tables left as well: walk caches must go then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Depth {
+    /// Leaves only; caches of upper levels may stay (VT-d's invalidation hint, Arm's leaf bit).
+    Leaves,
+    /// Tables were detached or replaced.
+    Tables,
+}
+
+/// What a unit shall drop from its caches.
+#[derive(Clone, Copy, Debug)]
+pub struct Invalidation<'a> {
+    /// In which cache, under which number.
+    pub tag: CacheTag,
+    /// Ranges of IOVAs; empty for everything under the tag.
+    pub ranges: &'a [IovaRange],
+    /// Whether tables are concerned.
+    pub depth: Depth,
+}

@@ -1,0 +1,333 @@
+//! Cache tags: which caches may hold translations of a domain.
+//!
+//! Unmap reads them by snapshot, without a lock, and attach publishes them:
+//!
+//! - attach: publish the tag, *meet the readers*, then write the entry that lets hardware walk;
+//! - unmap: clear the page-table entry, *register as a reader*, then read the tags;
+//! - detach: withdraw the tag, wait until every reader that may have seen it has left, then reuse
+//!   the number.
+//!
+//! "Meet" and "register" are read-modify-write operations on the same counters, so one of the two
+//! comes first: either unmap sees the tag, or what attach lets hardware walk has the entry cleared
+//! already. Readers are counted in two epochs, so that new readers cannot keep detach waiting.
+
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
+use core::ptr::{self, NonNull};
+use core::time::Duration;
+
+use crate::addr::PhysAddr;
+use crate::error::{Error, InvalidReason, Result, WaitReason};
+use crate::frames::IdBitmap;
+use crate::id::{Pasid, SourceId};
+use crate::ops::Unit;
+use crate::platform::{FRAME_BYTES, Platform};
+use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use crate::sync::{Lock, wait_until};
+
+/// Where a unit may have cached translations of a domain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CacheTag {
+    /// The number under which the unit caches them: VT-d's domain id, Arm's ASID or VMID.
+    pub id: u32,
+    /// The PASID, where translations are cached by PASID.
+    pub pasid: Option<Pasid>,
+    /// The device whose own cache (device TLB) is meant; `None` for the unit's.
+    pub source: Option<SourceId>,
+}
+
+/// Tags that need no frame of their own.
+const INLINE_TAGS: usize = 2;
+const CHUNK_TAGS: usize = (FRAME_BYTES as usize - 64) / size_of::<Slot>();
+/// How long detach waits for readers: they hold on for one invalidation at the most.
+const READER_LIMIT: Duration = Duration::from_secs(2);
+
+const FREE: u32 = 0;
+const TAKEN: u32 = 1;
+const LIVE: u32 = 2;
+const WITHDRAWN: u32 = 3;
+
+/// The cache tags of one domain.
+#[derive(Debug)]
+pub struct Tags<P: Platform> {
+    platform: P,
+    inline: [Slot; INLINE_TAGS],
+    /// Address of the first [`Chunk`], or zero. Chunks are only added, and freed with the domain.
+    chunks: AtomicUsize,
+    epoch: AtomicUsize,
+    readers: [AtomicUsize; 2],
+    /// Guards the `users` of all slots and the step from `FREE` to `TAKEN`. Innermost lock.
+    users: Lock<()>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    /// `FREE`, `TAKEN` (being filled), `LIVE` (readers use it) or `WITHDRAWN`.
+    state: AtomicU32,
+    users: UnsafeCell<u32>,
+    content: UnsafeCell<MaybeUninit<(Unit, CacheTag)>>,
+}
+
+struct Chunk {
+    /// The frame it lies in.
+    frame: PhysAddr,
+    next: AtomicUsize,
+    slots: [Slot; CHUNK_TAGS],
+}
+
+const _: () = assert!(size_of::<Chunk>() <= FRAME_BYTES as usize);
+
+// SAFETY: `users` is reached under the lock; `content` is written while the slot is `TAKEN`, by the
+// one who took it, and read while it is `LIVE` by registered readers, whom `release` waits for.
+unsafe impl<P: Platform> Send for Tags<P> {}
+// SAFETY: as above.
+unsafe impl<P: Platform> Sync for Tags<P> {}
+
+impl<P: Platform> Tags<P> {
+    /// No tag.
+    pub fn new(platform: P) -> Self {
+        Self {
+            platform,
+            inline: core::array::from_fn(|_| Slot::free()),
+            chunks: AtomicUsize::new(0),
+            epoch: AtomicUsize::new(0),
+            readers: [AtomicUsize::new(0), AtomicUsize::new(0)],
+            users: Lock::new(()),
+        }
+    }
+
+    /// The tag of `unit` for requests with `pasid`, and for the device TLB of `source` if there is
+    /// one; made with a number of `ids` if there is none yet, else used once more. When this
+    /// returns, every unmap from now on invalidates it. Task context.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] without a free number, [`Error::NoMemory`].
+    pub fn acquire(
+        &self,
+        unit: &Unit,
+        pasid: Option<Pasid>,
+        source: Option<SourceId>,
+        ids: &IdBitmap<P>,
+    ) -> Result<CacheTag> {
+        if let Some(tag) = self.share(unit, pasid, source) {
+            // Whoever made the tag may not have met the readers yet.
+            self.meet_readers();
+            return Ok(tag);
+        }
+        let id = ids.alloc()?;
+        let slot = match self.take_slot() {
+            Ok(slot) => slot,
+            Err(error) => {
+                ids.free(id);
+                return Err(error);
+            }
+        };
+        // Another processor may have made the same tag meanwhile.
+        if let Some(tag) = self.share(unit, pasid, source) {
+            ids.free(id);
+            slot.state.store(FREE, Ordering::Release);
+            self.meet_readers();
+            return Ok(tag);
+        }
+        let tag = CacheTag { id, pasid, source };
+        // SAFETY: the slot is `TAKEN` by this call; nobody else reads or writes its content.
+        unsafe { (*slot.content.get()).write((unit.clone(), tag)) };
+        slot.state.store(LIVE, Ordering::Release);
+        self.meet_readers();
+        Ok(tag)
+    }
+
+    /// Gives back one use of a tag. `true` when it was the last one: the number may be reused then.
+    /// The caller has invalidated everything under the tag before. Task context.
+    ///
+    /// # Errors
+    /// [`WaitReason::Readers`] when an unmap did not finish in its time: the number must stay
+    /// quarantined. [`InvalidReason::WrongDomain`] when there is no such tag.
+    pub fn release(&self, unit: &Unit, tag: CacheTag) -> Result<Last> {
+        let slot = {
+            let _guard = self.users.lock(&self.platform);
+            let slot = self
+                .live_slots()
+                .find(|slot| slot.content().is_some_and(|(u, t)| u.ptr_eq(unit) && *t == tag))
+                .ok_or(Error::Invalid(InvalidReason::WrongDomain))?;
+            // SAFETY: under the lock.
+            let users = unsafe { &mut *slot.users.get() };
+            *users = users.saturating_sub(1);
+            if *users > 0 {
+                return Ok(Last::No);
+            }
+            slot.state.store(WITHDRAWN, Ordering::Release);
+            slot
+        };
+        self.wait_for_readers()?;
+        // SAFETY: withdrawn, and every reader that may have seen it live has left.
+        unsafe { (*slot.content.get()).assume_init_drop() };
+        slot.state.store(FREE, Ordering::Release);
+        Ok(Last::Yes)
+    }
+
+    /// Registers as a reader and gives a snapshot of the tags. What the caller stored before is
+    /// ordered before every tag published later. Any context.
+    #[inline]
+    pub fn read(&self) -> Snapshot<'_, P> {
+        let epoch = self.epoch.load(Ordering::Relaxed) & 1;
+        let readers = if epoch == 0 { &self.readers[0] } else { &self.readers[1] };
+        readers.fetch_add(1, Ordering::AcqRel);
+        Snapshot { tags: self, readers }
+    }
+
+    /// Whether no cache holds anything of the domain.
+    pub fn is_empty(&self) -> bool {
+        self.slots().all(|slot| slot.state.load(Ordering::Acquire) == FREE)
+    }
+
+    fn share(&self, unit: &Unit, pasid: Option<Pasid>, source: Option<SourceId>) -> Option<CacheTag> {
+        let _guard = self.users.lock(&self.platform);
+        let slot = self.live_slots().find(|slot| {
+            slot.content().is_some_and(|(u, t)| u.ptr_eq(unit) && t.pasid == pasid && t.source == source)
+        })?;
+        // SAFETY: under the lock.
+        let users = unsafe { &mut *slot.users.get() };
+        *users = users.checked_add(1)?;
+        slot.content().map(|(_, tag)| *tag)
+    }
+
+    fn take_slot(&self) -> Result<&Slot> {
+        loop {
+            {
+                let _guard = self.users.lock(&self.platform);
+                if let Some(slot) = self.slots().find(|slot| slot.state.load(Ordering::Acquire) == FREE) {
+                    slot.state.store(TAKEN, Ordering::Release);
+                    // SAFETY: under the lock.
+                    unsafe { *slot.users.get() = 1 };
+                    return Ok(slot);
+                }
+            }
+            self.grow()?;
+        }
+    }
+
+    /// Adds a chunk of free slots in front of the others.
+    fn grow(&self) -> Result<()> {
+        let frame = self.platform.alloc_frames(0, PhysAddr::new(u64::MAX)).ok_or(Error::NoMemory)?;
+        let chunk: NonNull<Chunk> = self.platform.phys_to_virt(frame).cast();
+        let address = chunk.as_ptr().expose_provenance();
+        loop {
+            let next = self.chunks.load(Ordering::Acquire);
+            // SAFETY: the frame is new, aligned, large enough (asserted), and not yet published.
+            unsafe {
+                chunk.write(Chunk {
+                    frame,
+                    next: AtomicUsize::new(next),
+                    slots: core::array::from_fn(|_| Slot::free()),
+                });
+            }
+            if self.chunks.compare_exchange(next, address, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn slots(&self) -> impl Iterator<Item = &Slot> {
+        let mut next = self.chunks.load(Ordering::Acquire);
+        let chunks = core::iter::from_fn(move || {
+            // SAFETY: zero or a chunk that lives as long as `self`.
+            let chunk = unsafe { ptr::with_exposed_provenance::<Chunk>(next).as_ref() }?;
+            next = chunk.next.load(Ordering::Acquire);
+            Some(chunk.slots.iter())
+        });
+        self.inline.iter().chain(chunks.flatten())
+    }
+
+    fn live_slots(&self) -> impl Iterator<Item = &Slot> {
+        self.slots().filter(|slot| slot.state.load(Ordering::Acquire) == LIVE)
+    }
+
+    /// The other half of [`read`](Self::read): after it, a reader sees what was published before, or
+    /// its stores are visible here.
+    fn meet_readers(&self) {
+        for readers in &self.readers {
+            readers.fetch_add(0, Ordering::AcqRel);
+        }
+    }
+
+    /// Waits until every reader that registered before has left. The epoch turns twice, for a
+    /// reader may have read the epoch before a turn and counted itself after it.
+    fn wait_for_readers(&self) -> Result<()> {
+        for _ in 0..2 {
+            let old = self.epoch.fetch_add(1, Ordering::AcqRel) & 1;
+            let readers = if old == 0 { &self.readers[0] } else { &self.readers[1] };
+            wait_until(&self.platform, READER_LIMIT, WaitReason::Readers, || {
+                // A read-modify-write, for it also orders as `meet_readers` does.
+                (readers.fetch_add(0, Ordering::AcqRel) == 0).then_some(())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl<P: Platform> Drop for Tags<P> {
+    fn drop(&mut self) {
+        for slot in self.slots() {
+            if slot.state.load(Ordering::Acquire) == LIVE {
+                // SAFETY: live, so filled, and nobody else is left to read it.
+                unsafe { (*slot.content.get()).assume_init_drop() };
+            }
+        }
+        let mut next = self.chunks.load(Ordering::Acquire);
+        while next != 0 {
+            // SAFETY: a chunk of ours, which nobody else is left to use.
+            let chunk = unsafe { &*ptr::with_exposed_provenance::<Chunk>(next) };
+            let frame = chunk.frame;
+            next = chunk.next.load(Ordering::Acquire);
+            // SAFETY: allocated with order 0 by `grow`, and not used any more.
+            unsafe { self.platform.free_frames(frame, 0) };
+        }
+    }
+}
+
+impl Slot {
+    fn free() -> Self {
+        Self { state: AtomicU32::new(FREE), users: UnsafeCell::new(0), content: UnsafeCell::new(MaybeUninit::uninit()) }
+    }
+
+    /// The content of a slot that was seen `LIVE` by a registered reader or under the lock.
+    fn content(&self) -> Option<&(Unit, CacheTag)> {
+        if self.state.load(Ordering::Acquire) != LIVE {
+            return None;
+        }
+        // SAFETY: filled before it became live, and not dropped while readers or the lock's holder
+        // may use it.
+        Some(unsafe { (*self.content.get()).assume_init_ref() })
+    }
+}
+
+/// Whether a use of a tag was the last one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Last {
+    /// The number may be reused.
+    Yes,
+    /// Others still use the tag.
+    No,
+}
+
+/// The tags at one moment. While it lives, none of them is reused.
+#[derive(Debug)]
+pub struct Snapshot<'a, P: Platform> {
+    tags: &'a Tags<P>,
+    readers: &'a AtomicUsize,
+}
+
+impl<P: Platform> Snapshot<'_, P> {
+    /// Every unit with its tag.
+    pub fn iter(&self) -> impl Iterator<Item = (&Unit, CacheTag)> {
+        self.tags.live_slots().filter_map(|slot| slot.content().map(|(unit, tag)| (unit, *tag)))
+    }
+}
+
+impl<P: Platform> Drop for Snapshot<'_, P> {
+    #[inline]
+    fn drop(&mut self) {
+        self.readers.fetch_sub(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,416 @@
+//! What a backend implements: one [`IommuOps`] for each hardware unit, one [`DomainOps`] for each
+//! domain.
+//!
+//! Both are object-safe and can be implemented outside this crate. The core calls them; kernels
+//! call [`Iommu`](crate::Iommu) and [`Domain`].
+
+use core::any::Any;
+use core::fmt;
+use core::ops::Deref;
+
+use crate::addr::{Iova, IovaRange, PhysAddr};
+use crate::device::DeviceInfo;
+use crate::domain::{Domain, DomainKind};
+use crate::error::{Error, Result, UnsupportedReason};
+use crate::fault::FaultRecord;
+use crate::frames::Ref;
+use crate::id::SourceId;
+use crate::iotlb::{Flush, Invalidation, Ticket};
+use crate::pci::PciConfig;
+use crate::pgtable::{PageSizes, Run, WalkerCoherency};
+use crate::prot::Prot;
+use crate::region::ReservedRegions;
+use crate::window::Windows;
+
+/// A counted handle to a hardware unit.
+///
+/// ```
+/// # fn example(unit: &iommu::ops::Unit) {
+/// let same = unit.clone();
+/// assert!(same.ptr_eq(unit));
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Unit(Ref<dyn IommuOps>);
+
+impl Unit {
+    /// A handle to the unit in this slot.
+    pub fn new(ops: Ref<dyn IommuOps>) -> Self {
+        Self(ops)
+    }
+
+    /// Whether both are the same unit.
+    #[inline]
+    pub fn ptr_eq(&self, other: &Self) -> bool {
+        Ref::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Deref for Unit {
+    type Target = dyn IommuOps;
+
+    #[inline]
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+impl fmt::Debug for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.name(), self.base())
+    }
+}
+
+/// Whether a unit translates the requests of a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Coverage {
+    /// Firmware names the device, or a bridge above it, for this unit.
+    Named,
+    /// The unit takes what no other unit of the segment names.
+    Rest,
+    /// Not this unit.
+    No,
+}
+
+/// Something that a unit, or a unit together with a device, can do (Linux's `enum iommu_cap`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Capability {
+    /// Devices snoop the processor's caches.
+    CacheCoherency,
+    /// Mappings can forbid execution.
+    NoExec,
+    /// DMA was blocked before this kernel took over.
+    PreBootProtection,
+    /// Requests that ask not to snoop can be made to snoop.
+    EnforceCacheCoherency,
+    /// An invalidation can be deferred.
+    DeferredFlush,
+    /// Hardware records which pages a device wrote.
+    DirtyTracking,
+}
+
+/// When a new mapping, which was not present before, must be flushed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapFlush {
+    /// Never: hardware caches no absent entry.
+    Never,
+    /// After every map: the unit caches absent entries, or has a write buffer to flush.
+    Always,
+}
+
+/// What must agree between a domain and every unit it is attached to.
+///
+/// | trait | a domain for several units has | attaching to a unit that differs |
+/// |---|---|---|
+/// | `driver` | the one they share | refused, [`Driver`](crate::IncompatibleReason::Driver) |
+/// | `coherency` | `NeedsClean` if any unit needs it | refused if the unit needs it and the domain does not do it |
+/// | `page_sizes` | those that all have | refused if the domain may use one that the unit lacks |
+/// | `widths` | the largest that all have | refused if the unit lacks the domain's |
+/// | `map_flush` | `Always` if any unit needs it | refused if the unit needs it and the domain does not do it |
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UnitTraits {
+    /// Which backend, and which table format.
+    pub driver: &'static str,
+    /// Whether the unit's walker snoops the processor's caches.
+    pub coherency: WalkerCoherency,
+    /// Page sizes that the unit walks.
+    pub page_sizes: PageSizes,
+    /// Input widths that tables can have: bit n stands for n bits of IOVA.
+    pub widths: u64,
+    /// Whether maps must be flushed.
+    pub map_flush: MapFlush,
+}
+
+impl UnitTraits {
+    /// The traits of a domain that fits both units.
+    ///
+    /// # Errors
+    /// [`Error::Incompatible`] when no domain can.
+    pub fn common(self, other: Self) -> Result<Self> {
+        use crate::error::IncompatibleReason::{Driver, PageSize, Width};
+        if self.driver != other.driver {
+            return Err(Error::Incompatible(Driver));
+        }
+        let page_sizes = self.page_sizes.intersection(other.page_sizes);
+        if page_sizes.smallest().is_none() {
+            return Err(Error::Incompatible(PageSize));
+        }
+        let widths = self.widths & other.widths;
+        if widths == 0 {
+            return Err(Error::Incompatible(Width));
+        }
+        let clean = [self.coherency, other.coherency].contains(&WalkerCoherency::NeedsClean);
+        let flush = [self.map_flush, other.map_flush].contains(&MapFlush::Always);
+        Ok(Self {
+            driver: self.driver,
+            coherency: if clean { WalkerCoherency::NeedsClean } else { WalkerCoherency::Snoops },
+            page_sizes,
+            widths,
+            map_flush: if flush { MapFlush::Always } else { MapFlush::Never },
+        })
+    }
+
+    /// Checks that a domain with the traits `self` may be attached to a unit with the traits `unit`,
+    /// but for the width, of which the domain has exactly `width` bits.
+    ///
+    /// # Errors
+    /// [`Error::Incompatible`] with the first row of the table above that is violated.
+    pub fn check_attach(self, width: u8, unit: Self) -> Result<()> {
+        use crate::error::IncompatibleReason::{Coherency, Driver, MapFlush as NoMapFlush, PageSize, Width};
+        let refusal = if self.driver != unit.driver {
+            Driver
+        } else if unit.coherency == WalkerCoherency::NeedsClean && self.coherency == WalkerCoherency::Snoops {
+            Coherency
+        } else if !unit.page_sizes.covers(self.page_sizes) {
+            PageSize
+        } else if unit.widths.checked_shr(u32::from(width)).unwrap_or(0) & 1 == 0 {
+            Width
+        } else if unit.map_flush == MapFlush::Always && self.map_flush == MapFlush::Never {
+            NoMapFlush
+        } else {
+            return Ok(());
+        };
+        Err(Error::Incompatible(refusal))
+    }
+}
+
+/// What a paging domain shall be able to do.
+#[derive(Clone, Debug)]
+pub struct DomainSpec {
+    /// What the units it is for have in common.
+    pub traits: UnitTraits,
+    /// The IOVAs that may be mapped.
+    pub windows: Windows,
+}
+
+/// An interrupt that a unit raises for itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum InterruptKind {
+    /// A fault was recorded.
+    Fault,
+    /// An invalidation completed (unused by this crate, which polls).
+    InvalidationDone,
+    /// A device requests a page.
+    PageRequest,
+}
+
+/// A message-signalled interrupt: what the unit writes, and where.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Msi {
+    /// Physical address that is written.
+    pub address: PhysAddr,
+    /// The 32 bits written there.
+    pub data: u32,
+}
+
+/// One hardware unit. Implementations serialise themselves; every method takes `&self`.
+///
+/// "Task" methods may wait for hardware (bounded) and may allocate frames; "any" methods neither
+/// allocate nor take more than short locks.
+pub trait IommuOps: Any + Send + Sync {
+    /// For the backend's own checked downcast.
+    fn as_any(&self) -> &dyn Any;
+
+    /// What kind of unit this is, for people.
+    fn name(&self) -> &'static str;
+
+    /// Physical address of its registers: the unit's identity for people.
+    fn base(&self) -> PhysAddr;
+
+    /// Whether requests of `device` arrive here. Task.
+    fn coverage(&self, device: &DeviceInfo, pci: &dyn PciConfig) -> Coverage;
+
+    /// What every domain of this unit must agree with. Any.
+    fn traits(&self) -> UnitTraits;
+
+    /// What the unit can translate, reserved regions of single devices not yet taken out. Any.
+    fn windows(&self) -> Windows;
+
+    /// Adds the regions that `device` cannot use freely. Task.
+    ///
+    /// # Errors
+    /// [`Error::Capacity`].
+    fn reserved_regions(&self, device: &DeviceInfo, pci: &dyn PciConfig, regions: &mut ReservedRegions) -> Result<()>;
+
+    /// The kind of default domain that the device needs, if it needs one. Any.
+    fn demanded_domain(&self, device: &DeviceInfo) -> Option<DomainKind> {
+        let _ = device;
+        None
+    }
+
+    /// Whether the unit can do it. Any.
+    fn capable(&self, capability: Capability) -> bool;
+
+    /// A paging domain. Task.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`], [`Error::Unsupported`].
+    fn domain_alloc_paging(&self, spec: &DomainSpec) -> Result<Domain>;
+
+    /// Lets requests of `source` go through `domain` instead of `old`. In between a device sees the
+    /// old translation, the new one, or a block. `unit` is the handle of this unit. Task.
+    ///
+    /// # Errors
+    /// [`Error::Incompatible`] when the domain does not fit, with nothing changed; after any other
+    /// error the source is blocked or as before.
+    fn attach(&self, unit: &Unit, source: SourceId, domain: &Domain, old: &Domain) -> Result<()>;
+
+    /// Blocks requests of `source`, which went through `old`. Cannot fail: if the hardware does not
+    /// answer, the unit fences itself and keeps quarantined what it may still use. Task.
+    fn block(&self, unit: &Unit, source: SourceId, old: &Domain);
+
+    /// Submits an invalidation. Any.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`], [`Error::TimedOut`] when there is no room.
+    fn invalidate(&self, invalidation: &Invalidation<'_>) -> Result<Ticket>;
+
+    /// Waits until a submitted invalidation is done. Any.
+    ///
+    /// # Errors
+    /// [`Error::Invalidation`] with the reason.
+    fn wait(&self, ticket: Ticket) -> Result<()>;
+
+    /// Starts translating; until then devices reach what firmware let them reach. Task.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`].
+    fn enable(&self) -> Result<()>;
+
+    /// Stops translating and gives the hardware back as after reset. Task.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`].
+    fn shutdown(&self) -> Result<()>;
+
+    /// Prepares for loss of power. Task.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`].
+    fn suspend(&self) -> Result<()>;
+
+    /// Restores what [`suspend`](Self::suspend) found, or resets a fenced unit: queue and caches
+    /// start anew, the tables stay. Quarantined memory may be freed afterwards. Task.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`].
+    fn resume(&self) -> Result<()>;
+
+    /// Gives every fault recorded since the last call. Any.
+    fn drain_faults(&self, visit: &mut dyn FnMut(FaultRecord));
+
+    /// Says how the unit shall raise its interrupt of this kind. Any.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when it has none.
+    fn set_interrupt(&self, kind: InterruptKind, msi: Msi) -> Result<()> {
+        let _ = (kind, msi);
+        Err(Error::Unsupported(UnsupportedReason::Operation))
+    }
+}
+
+/// One domain. [`PagingDomain`](crate::domain::PagingDomain) implements it for every page-table
+/// format; a backend needs its own only if its translations are not page tables.
+///
+/// Defaults are those of a domain in which nothing can be mapped.
+pub trait DomainOps: Any + Send + Sync {
+    /// For the backend's own checked downcast.
+    fn as_any(&self) -> &dyn Any;
+
+    /// What kind of domain this is.
+    fn kind(&self) -> DomainKind;
+
+    /// The IOVAs that may be mapped.
+    fn windows(&self) -> &Windows;
+
+    /// Page sizes that mappings may have.
+    fn page_sizes(&self) -> PageSizes {
+        PageSizes::NONE
+    }
+
+    /// See [`Domain::map`]; the range is inside a window.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn map(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
+        let _ = (range, phys, prot, sizes);
+        Err(NOT_PAGING)
+    }
+
+    /// See [`Domain::unmap`]. What was unmapped is added to `flush`, also on an error.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn unmap(&self, range: IovaRange, flush: &mut Flush) -> Result<()> {
+        let _ = (range, flush);
+        Err(NOT_PAGING)
+    }
+
+    /// See [`Domain::cut`].
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn cut(&self, range: IovaRange, flush: &mut Flush) -> Result<()> {
+        let _ = (range, flush);
+        Err(NOT_PAGING)
+    }
+
+    /// See [`Domain::protect`].
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn protect(&self, range: IovaRange, prot: Prot, flush: &mut Flush) -> Result<()> {
+        let _ = (range, prot, flush);
+        Err(NOT_PAGING)
+    }
+
+    /// Invalidates and waits, then frees; `flush` is empty after success and whole after an error.
+    ///
+    /// # Errors
+    /// Those of [`IommuOps::invalidate`] and [`IommuOps::wait`].
+    fn sync(&self, flush: &mut Flush) -> Result<()> {
+        let _ = flush;
+        Ok(())
+    }
+
+    /// Keeps `flush` until [`flush_deferred`](Self::flush_deferred) succeeds.
+    fn defer(&self, flush: &mut Flush) {
+        let _ = flush;
+    }
+
+    /// Syncs everything deferred.
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync); it stays deferred then.
+    fn flush_deferred(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// The first run of equal mappings that begins at or after `from` and at or before `last`.
+    fn next_run(&self, from: Iova, last: Iova) -> Option<Run> {
+        let _ = (from, last);
+        None
+    }
+
+    /// Where `iova` goes.
+    fn iova_to_phys(&self, iova: Iova) -> Option<PhysAddr> {
+        let _ = iova;
+        None
+    }
+}
+
+const NOT_PAGING: Error = Error::Invalid(crate::error::InvalidReason::NotPaging);
