@@ -212,7 +212,10 @@ impl DescriptorWidth {
 
     /// log2 of the bytes of a descriptor: by how much IQH and IQT are shifted.
     pub const fn shift(self) -> u32 {
-        4 + self as u32
+        match self {
+            Self::Bits128 => 4,
+            Self::Bits256 => 5,
+        }
     }
 
     /// The value of IQA for a queue of `1 << order` frames (`order` at most 7) at `base` (11.4.9.3).

@@ -1,0 +1,331 @@
+//! What the invalidation queue does when the unit stops, and how it is turned on and off.
+//!
+//! A unit stops fetching at a descriptor that it refuses (IQE) and when a device does not answer
+//! (ITE); both keep all other producers waiting, so whoever notices first repairs the queue for all
+//! (VT-d 6.5.2.11).
+#![deny(clippy::arithmetic_side_effects)]
+
+use super::queue::{Fate, Mode, State};
+use super::{Queue, UnitRegisters};
+use crate::arch::vtd::layout::Descriptor;
+use crate::arch::vtd::layout::descriptors::kind;
+use crate::arch::vtd::layout::registers::{FaultStatus, Global, offset};
+use crate::error::{BusyReason, Error, InvalidationReason, Result, WaitReason};
+use crate::platform::{Platform, Registers};
+use crate::sync::atomic::Ordering;
+use crate::sync::wait_until;
+
+impl<P: Platform> Queue<P> {
+    /// Looks at the fault status and repairs the queue if it stands. Waiters do this themselves; a
+    /// fault interrupt may do it earlier. *Any context.*
+    ///
+    /// - *Queue error*: the refused request is replaced by a wait. Its batch fails, others go on.
+    /// - *Time-out*: the batch with the device that did not answer fails. What the unit may have
+    ///   dropped of other batches is appended anew.
+    /// - *Completion error*: noted. The unit goes on by itself, and times out if the answer was lost.
+    pub fn recover(&self, unit: &UnitRegisters<P>) {
+        if !unit.fault_status().intersects(FaultStatus::QUEUE) {
+            return;
+        }
+        let mut state = self.state.lock(unit.platform());
+        if state.mode != Mode::Running {
+            return;
+        }
+        let status = unit.fault_status() & FaultStatus::QUEUE;
+        if status.is_empty() {
+            return; // Somebody was faster.
+        }
+        // What is done is done, even if its status write is still under way.
+        unit.push_status_writes();
+        state.reclaim(self.completed());
+        if status.contains(FaultStatus::ICE) {
+            state.broken = Some(state.freed_sequence.wrapping_add(1));
+        }
+        if status.intersects(FaultStatus::IQE | FaultStatus::ITE) {
+            let Some(head) = self.head(unit, &state) else {
+                return self.fence_locked(&mut state); // Not a place in this queue.
+            };
+            if status.contains(FaultStatus::IQE) && self.replace_refused(&mut state, head).is_none() {
+                return self.fence_locked(&mut state);
+            }
+            if status.contains(FaultStatus::ITE) && self.resubmit(unit, &mut state, head).is_none() {
+                return self.fence_locked(&mut state);
+            }
+            self.update_attention(&state);
+        }
+        // Failures are recorded and the ring is repaired: the unit may go on. It takes up work only
+        // when the tail is written again.
+        unit.platform().publish();
+        unit.clear_fault_status(status);
+        unit.publish_queue_tail(self.offset(state.tail));
+    }
+
+    /// Turns queued invalidation on, whatever was before. *Task only.*
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] and [`Error::NoDevice`] from the commands; [`BusyReason::Changing`] while
+    /// another call is at it; [`BusyReason::InUse`] if it runs already; [`Error::Fenced`] after a
+    /// failure ([`reset`](Self::reset) is for that).
+    pub fn start(&self, unit: &UnitRegisters<P>) -> Result<()> {
+        match self.begin_change(Mode::Stopped) {
+            Ok(()) => {}
+            Err(Mode::Running) => return Err(Error::Busy(BusyReason::InUse)),
+            Err(Mode::Fenced) => return Err(Error::Fenced),
+            Err(_) => return Err(Error::Busy(BusyReason::Changing)),
+        }
+        let started = self.turn_off(unit).and_then(|()| self.turn_on(unit));
+        self.end_change(if started.is_ok() { Mode::Running } else { Mode::Stopped });
+        started
+    }
+
+    /// Turns queued invalidation off, after all that was submitted. *Task only.* Nothing happens if
+    /// it is off.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start); the queue is fenced then.
+    pub fn stop(&self, unit: &UnitRegisters<P>) -> Result<()> {
+        // The queue is quiet when the last thing it did was a wait (VT-d 6.5.2).
+        if self.is_running() {
+            let _ = self.run(unit, &[]);
+        }
+        match self.begin_change(Mode::Running) {
+            Ok(()) => {}
+            Err(Mode::Stopped) => return Ok(()),
+            Err(Mode::Fenced) => match self.begin_change(Mode::Fenced) {
+                Ok(()) => {}
+                Err(_) => return Err(Error::Busy(BusyReason::Changing)),
+            },
+            Err(_) => return Err(Error::Busy(BusyReason::Changing)),
+        }
+        let stopped = self.turn_off(unit);
+        if stopped.is_ok() {
+            self.state.lock(unit.platform()).exposed = false;
+        }
+        self.end_change(if stopped.is_ok() { Mode::Stopped } else { Mode::Fenced });
+        stopped
+    }
+
+    /// Gives up everything in flight, and starts anew after the queue was fenced. *Task only.*
+    ///
+    /// Nothing that was in flight may be taken for invalidated: the caller owes a global
+    /// invalidation before it uses again what it kept back.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start); the queue stays fenced then.
+    pub fn reset(&self, unit: &UnitRegisters<P>) -> Result<()> {
+        self.fence();
+        match self.begin_change(Mode::Fenced) {
+            Ok(()) => {}
+            Err(Mode::Stopped) => return self.start(unit),
+            Err(_) => return Err(Error::Busy(BusyReason::Changing)),
+        }
+        let restarted = self.turn_off(unit).and_then(|()| self.turn_on(unit));
+        self.end_change(if restarted.is_ok() { Mode::Running } else { Mode::Fenced });
+        restarted
+    }
+
+    /// First quadword of the request that the queue probably stands at: the first one to a device in
+    /// the oldest batch, or the first one.
+    pub(super) fn suspect(&self, state: &State) -> u64 {
+        let end = state.end(state.freed_sequence.wrapping_add(1));
+        let batch = || self.range(state.freed, end);
+        let request = batch().find(is_for_device).or_else(|| batch().next());
+        request.map_or(0, |request| request.words[0])
+    }
+
+    /// The position of IQH, if it is between `freed` and `tail`.
+    fn head(&self, unit: &UnitRegisters<P>, state: &State) -> Option<u32> {
+        let slot = unit.queue_head() >> self.width.shift();
+        let ahead = self.slot(slot.wrapping_sub(state.freed));
+        (ahead <= state.used()).then(|| state.freed.wrapping_add(ahead))
+    }
+
+    /// The descriptors from one position to before another, at most a ring full.
+    fn range(&self, from: u32, to: u32) -> impl Iterator<Item = Descriptor> {
+        let count = to.wrapping_sub(from).min(self.entries());
+        (0..count).map(move |index| self.read(from.wrapping_add(index)))
+    }
+
+    /// Puts a wait in the place of the descriptor at `head`, which the unit refused, and records that
+    /// its batch failed. `None` when that does not help.
+    fn replace_refused(&self, state: &mut State, head: u32) -> Option<()> {
+        if head == state.tail || state.replaced == Some(head) {
+            return None; // Nothing there to refuse, or it refused the wait as well.
+        }
+        let sequence = self.batch_of(state, head)?;
+        let [request, ..] = self.read(head).words;
+        if head.wrapping_add(1) == state.end(sequence) {
+            return None; // A unit that refuses the batch's wait cannot be driven by waits.
+        }
+        let reason = InvalidationReason::Refused;
+        record(state, sequence, Fate::Failed(Error::Invalidation { reason, request }))?;
+        self.write(head, &self.idle_wait());
+        state.replaced = Some(head);
+        Some(())
+    }
+
+    /// The batch that the descriptor at `position` belongs to.
+    fn batch_of(&self, state: &State, position: u32) -> Option<u64> {
+        let ahead = position.wrapping_sub(state.freed);
+        (state.freed_sequence.wrapping_add(1)..=self.submitted.load(Ordering::Relaxed))
+            .find(|&sequence| ahead < state.end(sequence).wrapping_sub(state.freed))
+    }
+
+    /// After a time-out: what the unit has fetched (what lies before `head`) and is not known to be
+    /// done may never be. The batch of the device that did not answer fails, each other one is
+    /// appended anew. `None` when there is no room for that.
+    fn resubmit(&self, unit: &UnitRegisters<P>, state: &mut State, head: u32) -> Option<()> {
+        let begin = state.freed;
+        let fetched = head.wrapping_sub(begin);
+        let first = state.freed_sequence.wrapping_add(1);
+        let newest = self.submitted.load(Ordering::Relaxed);
+        let mut culprit_known = false;
+        let mut from = 0;
+        // Slots before the head are free now. Copies go into the slots that are always kept free,
+        // then behind what is read next: no batch needs more slots than it had, but for the last one
+        // if the head is inside it, which needs one more for its second wait.
+        state.freed = head;
+        for sequence in first..=newest {
+            if from >= fetched {
+                break;
+            }
+            let end = state.end(sequence).wrapping_sub(begin);
+            let (start, stop) = (begin.wrapping_add(from), begin.wrapping_add(end.min(fetched)));
+            if end <= fetched {
+                state.freed_sequence = sequence;
+            }
+            from = end;
+            if state.fate(sequence).is_some() {
+                continue;
+            }
+            if !culprit_known && let Some(request) = self.unanswered(unit, start, stop) {
+                culprit_known = true;
+                let reason = InvalidationReason::DeviceTimeOut;
+                record(state, sequence, Fate::Failed(Error::Invalidation { reason, request }))?;
+            } else {
+                let wait = begin.wrapping_add(end).wrapping_sub(1);
+                let requests = if stop.wrapping_sub(wait) == 1 { wait } else { stop };
+                self.copy_batch(state, sequence, start, requests)?;
+            }
+        }
+        Some(())
+    }
+
+    /// Appends the requests of a batch anew, as a batch of their own.
+    fn copy_batch(&self, state: &mut State, sequence: u64, from: u32, to: u32) -> Option<()> {
+        let count = to.wrapping_sub(from);
+        if state.used().saturating_add(count).saturating_add(1) >= self.entries() {
+            return None;
+        }
+        for index in 0..count {
+            let request = self.read(from.wrapping_add(index));
+            self.write(state.tail, &request);
+            state.tail = state.tail.wrapping_add(1);
+        }
+        let copy = self.submitted.load(Ordering::Relaxed).wrapping_add(1);
+        self.finish_batch(state, copy);
+        record(state, sequence, Fate::Moved(copy))
+    }
+
+    /// First quadword of the request between two positions that a device did not answer: the one the
+    /// unit names, or the first one to a device.
+    fn unanswered(&self, unit: &UnitRegisters<P>, from: u32, to: u32) -> Option<u64> {
+        let named = unit.queue_error().timed_out_source();
+        let named = self.range(from, to).find(|request| is_for_device(request) && source(request) == named);
+        named.or_else(|| self.range(from, to).find(is_for_device)).map(|request| request.words[0])
+    }
+
+    fn begin_change(&self, from: Mode) -> Result<(), Mode> {
+        let mut state = self.state.lock(self.platform());
+        if state.mode != from {
+            return Err(state.mode);
+        }
+        state.mode = Mode::Changing;
+        self.update_attention(&state);
+        Ok(())
+    }
+
+    fn end_change(&self, to: Mode) {
+        let mut state = self.state.lock(self.platform());
+        state.mode = to;
+        self.update_attention(&state);
+    }
+
+    /// Lets the queue that the unit has run dry, this one or a predecessor's, and turns it off.
+    fn turn_off(&self, unit: &UnitRegisters<P>) -> Result<()> {
+        if !unit.status()?.contains(Global::QIE) {
+            return Ok(());
+        }
+        // If it does not run dry, it is turned off all the same, as far as the unit lets itself.
+        let _ = wait_until(unit.platform(), self.limit, WaitReason::Register, || {
+            if unit.queue_head() == unit.raw().read32(offset::IQT) {
+                return Some(());
+            }
+            let status = unit.fault_status() & FaultStatus::QUEUE;
+            if !status.is_empty() {
+                self.pass_over(unit, status);
+            }
+            None
+        });
+        unit.disable_queue()
+    }
+
+    /// Makes a unit that stands at an error go on, in a queue that is given up.
+    fn pass_over(&self, unit: &UnitRegisters<P>, status: FaultStatus) {
+        let state = self.state.lock(unit.platform());
+        if status.contains(FaultStatus::IQE)
+            && state.exposed
+            && let Some(head) = self.head(unit, &state)
+        {
+            self.write(head, &self.idle_wait());
+        }
+        let tail = unit.raw().read32(offset::IQT);
+        unit.clear_fault_status(status);
+        unit.publish_queue_tail(tail);
+    }
+
+    fn turn_on(&self, unit: &UnitRegisters<P>) -> Result<()> {
+        let mut state = self.state.lock(unit.platform());
+        let submitted = self.submitted.load(Ordering::Relaxed);
+        if self.completed() != submitted {
+            // What was in flight is given up, before the status word passes it.
+            self.given_up.store(submitted, Ordering::Release);
+            state.failures.fill(None);
+        }
+        self.set_completed();
+        state.tail = 0;
+        state.freed = 0;
+        state.freed_sequence = submitted;
+        state.set_end(submitted, 0);
+        state.replaced = None;
+        state.broken = None;
+        state.exposed = true;
+        drop(state);
+        unit.clear_fault_status(FaultStatus::QUEUE);
+        unit.enable_queue(self.address())
+    }
+}
+
+/// Records what became of a batch, unless that is known already; `None` when the list is full.
+fn record(state: &mut State, sequence: u64, fate: Fate) -> Option<()> {
+    if state.fate(sequence).is_some() {
+        return Some(());
+    }
+    let free = state.failures.iter_mut().find(|failure| failure.is_none())?;
+    *free = Some((sequence, fate));
+    Some(())
+}
+
+fn is_for_device(request: &Descriptor) -> bool {
+    matches!(request.kind(), kind::DEVICE_TLB | kind::PASID_DEVICE_TLB)
+}
+
+/// The device that a request goes to (VT-d 6.5.2.5, 6.5.2.6).
+fn source(request: &Descriptor) -> Option<u16> {
+    let [low, ..] = request.words;
+    match request.kind() {
+        kind::DEVICE_TLB => Some((low >> 32) as u16),
+        kind::PASID_DEVICE_TLB => Some((low >> 16) as u16),
+        _ => None,
+    }
+}
