@@ -42,7 +42,7 @@
 //! let range = IovaRange::from_len(Iova::new(0x1000), 0x3000)?;
 //! let mut stray = TableList::new();
 //! // SAFETY: no device uses the table.
-//! unsafe { table.map(range, PhysAddr::new(0x8000_0000), Prot::RW, PageSizes::ALL, &mut stray) }?;
+//! unsafe { table.map(range, PhysAddr::new(0x8000_0000), Prot::RW, PageSizes::ALL, &mut stray) }.map_err(|failed| failed.error)?;
 //! assert_eq!(table.iova_to_phys(Iova::new(0x2345)), Some(PhysAddr::new(0x8000_1345)));
 //! # Ok::<(), iommu::Error>(())
 //! ```

@@ -5,3 +5,5 @@
 pub mod dmar;
 pub mod driver;
 pub mod layout;
+
+pub use driver::init;

@@ -9,7 +9,7 @@ mod tags;
 
 pub use flush::{Flush, GATHER_RANGES};
 pub use gather::{Gather, SyncError};
-pub use tags::{CacheTag, Tags};
+pub use tags::{CacheTag, Last, Snapshot, Tags};
 
 use crate::addr::IovaRange;
 

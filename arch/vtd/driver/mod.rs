@@ -1,15 +1,77 @@
-//! The driver half: programs a VT-d unit.
+//! The driver half: programs VT-d units, in legacy mode.
 //!
-//! From below: [`registers`] speaks to one unit's registers, [`capabilities`] says what it can do,
-//! [`queue`] invalidates its caches and [`faults`] reads what it blocked.
+//! | file | what it holds |
+//! |---|---|
+//! | `capabilities` | what a unit can do |
+//! | `registers` | commands to the unit, each with its wait |
+//! | `queue` | queued invalidation, for many producers |
+//! | `context` | root and context tables |
+//! | `unit` | who goes through which domain, in which order |
+//! | `ops` | the unit as the core sees it |
+//! | `faults` | the fault recording registers |
+//! | `firmware` | the DMAR table, kept for devices that come later |
 
 pub mod capabilities;
+mod context;
 pub mod faults;
+mod firmware;
+mod invalidation;
+mod ops;
 pub mod queue;
 mod recovery;
 pub mod registers;
+mod unit;
 
 pub use capabilities::Capabilities;
 pub use faults::{Drained, FaultLog};
 pub use queue::{Queue, QueueConfig, Ticket};
 pub use registers::UnitRegisters;
+pub use unit::VtdUnit;
+
+use self::firmware::Firmware;
+use crate::arch::vtd::dmar::Dmar;
+use crate::error::{Error, ParseError, ParseErrorKind, Result};
+use crate::frames::{Ref, Slab};
+use crate::iommu::Iommu;
+use crate::ops::IommuOps;
+use crate::platform::Platform;
+
+/// Takes over every unit that the DMAR table names, and adds it to `iommu`.
+///
+/// `dmar` is the whole table as firmware left it; it is copied. Afterwards the kernel probes its
+/// devices, which maps their direct regions (RMRR), and calls [`Iommu::enable`]. Until then
+/// translation stays as firmware or a previous kernel left it. Task only.
+///
+/// # Errors
+/// [`Error::Firmware`] for a malformed table, or one without a unit; [`Error::Unsupported`] for a
+/// unit without queued invalidation or address width; [`Error::TimedOut`]; [`Error::NoMemory`]. Units
+/// that came before the failing one are added all the same.
+///
+/// ```no_run
+/// use iommu::arch::vtd;
+/// use iommu::{Iommu, Policy};
+/// # fn example<P: iommu::platform::Platform>(kernel: P, dmar: &[u8]) -> iommu::Result<()> {
+/// let iommu = Iommu::new(kernel, Policy::default())?;
+/// vtd::init(&iommu, dmar)?;
+/// // ... iommu.probe_pci(..) for every function ...
+/// iommu.enable()
+/// # }
+/// ```
+pub fn init<P: Platform>(iommu: &Iommu<P>, dmar: &[u8]) -> Result<()> {
+    let table = Dmar::parse(dmar)?;
+    if table.units().next().is_none() {
+        return Err(Error::Firmware(ParseError { offset: 0, kind: ParseErrorKind::Truncated }));
+    }
+    let platform = iommu.platform();
+    let tables = Slab::new(platform.clone())?;
+    let units = Slab::new(platform.clone())?;
+    let firmware = tables.insert(Firmware::new(platform.clone(), dmar)?).map_err(|(error, _)| error)?;
+    for drhd in table.units() {
+        let base = drhd.registers.start();
+        let unit = units.insert_with(|_| VtdUnit::new(platform.clone(), base, drhd.segment, firmware.clone()))?;
+        #[cfg(feature = "log")]
+        log::info!("{:?}", &*unit);
+        iommu.add_unit(Ref::map(unit, |unit| unit as &dyn IommuOps))?;
+    }
+    Ok(())
+}

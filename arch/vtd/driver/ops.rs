@@ -1,0 +1,212 @@
+//! A VT-d unit as the core sees it.
+
+use core::any::Any;
+
+use super::firmware::secondary_bus;
+use super::invalidation::{drain, iotlb_requests};
+use super::queue;
+use super::unit::VtdUnit;
+use crate::addr::{Iova, IovaRange, PhysAddr};
+use crate::arch::vtd::layout::descriptors::{ContextScope, IotlbScope, Request};
+use crate::arch::vtd::layout::registers::TableMode;
+use crate::arch::vtd::layout::{self, DomainId, Ecap};
+use crate::device::{DeviceId, DeviceInfo};
+use crate::domain::{Domain, DomainKind};
+use crate::error::{Error, Result, UnsupportedReason};
+use crate::fault::{Access, FaultKind, FaultRecord};
+use crate::frames::Ref;
+use crate::id::SourceId;
+use crate::iotlb::{Invalidation, Ticket};
+use crate::ops::{Capability, Coverage, DomainOps, DomainSpec, InterruptKind, IommuOps, Msi, Unit, UnitTraits};
+use crate::pci::PciConfig;
+use crate::platform::Platform;
+use crate::prot::Prot;
+use crate::region::{RegionKind, ReservedRegion, ReservedRegions};
+use crate::window::Windows;
+
+/// Writes here are interrupts and are never translated (VT-d 3.14).
+const INTERRUPT_RANGE: (u64, u64) = (0xfee0_0000, 0xfeef_ffff);
+
+impl<P: Platform> IommuOps for VtdUnit<P> {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn name(&self) -> &'static str {
+        "VT-d"
+    }
+
+    fn base(&self) -> PhysAddr {
+        self.base
+    }
+
+    fn coverage(&self, device: &DeviceInfo, pci: &dyn PciConfig) -> Coverage {
+        let (DeviceId::Pci(function), Ok(dmar)) = (device.id, self.firmware.dmar()) else {
+            return Coverage::No;
+        };
+        match dmar.unit_of(function, &device.bridges, secondary_bus(pci)) {
+            Some(unit) if unit.registers.start() == self.base => Coverage::Named,
+            _ => Coverage::No,
+        }
+    }
+
+    fn traits(&self) -> UnitTraits {
+        self.unit_traits()
+    }
+
+    fn windows(&self) -> Windows {
+        self.unit_windows()
+    }
+
+    fn reserved_regions(&self, device: &DeviceInfo, pci: &dyn PciConfig, regions: &mut ReservedRegions) -> Result<()> {
+        let (start, last) = INTERRUPT_RANGE;
+        let range = IovaRange::new(Iova::new(start), Iova::new(last))?;
+        regions.add(ReservedRegion { range, kind: RegionKind::Msi, prot: Prot::WRITE })?;
+        let DeviceId::Pci(function) = device.id else { return Ok(()) };
+        let dmar = self.firmware.dmar()?;
+        for reserved in dmar.reserved_regions_of(function, &device.bridges, secondary_bus(pci)) {
+            let memory = reserved.region;
+            let range = IovaRange::new(Iova::new(memory.start().as_u64()), Iova::new(memory.last().as_u64()))?;
+            regions.add(ReservedRegion { range, kind: RegionKind::Direct, prot: Prot::RW })?;
+        }
+        Ok(())
+    }
+
+    fn capable(&self, capability: Capability) -> bool {
+        match capability {
+            // DMA snoops on this architecture unless a device asks otherwise.
+            Capability::CacheCoherency | Capability::DeferredFlush => true,
+            Capability::EnforceCacheCoherency => self.capabilities().ecap.contains(Ecap::SC),
+            // Not said by the second stage of legacy mode, or not offered by this driver.
+            Capability::NoExec | Capability::DirtyTracking | Capability::PreBootProtection => false,
+        }
+    }
+
+    fn domain_alloc_paging(&self, spec: &DomainSpec) -> Result<Domain> {
+        let domain = self.new_domain(DomainKind::Paging, spec)?;
+        Ok(Domain::new(Ref::map(domain, |domain| domain as &dyn DomainOps)))
+    }
+
+    fn attach(&self, unit: &Unit, source: SourceId, domain: &Domain, old: &Domain) -> Result<()> {
+        self.set_domain(unit, source.id() as u16, domain, old)
+    }
+
+    fn block(&self, unit: &Unit, source: SourceId, old: &Domain) {
+        if self.set_blocked(unit, source.id() as u16, old).is_err() {
+            // The entry is not present and its domain is quarantined; the unit is fenced if it has
+            // stopped answering. Nothing more can be done before it is reset.
+            #[cfg(feature = "log")]
+            log::error!("{self:?}: blocking {source} was not confirmed");
+        }
+    }
+
+    fn invalidate(&self, invalidation: &Invalidation<'_>) -> Result<Ticket> {
+        self.registers.flush_write_buffer()?;
+        let domain = DomainId::new(invalidation.tag.id as u16);
+        let requests = iotlb_requests(self.capabilities(), domain, invalidation.ranges, invalidation.depth);
+        let submitted = self.queue.submit(&self.registers, &requests);
+        self.fence_on_time_out(submitted).map(|ticket| Ticket(ticket.sequence))
+    }
+
+    fn wait(&self, ticket: Ticket) -> Result<()> {
+        self.fence_on_time_out(self.queue.wait(&self.registers, queue::Ticket { sequence: ticket.0 }))
+    }
+
+    fn enable(&self) -> Result<()> {
+        // VT-d 11.4.5: the root table first; what was cached under the old one goes before the new
+        // one is relied on.
+        self.registers.flush_write_buffer()?;
+        self.registers.set_root_table(self.tables.root(), TableMode::Legacy)?;
+        self.flush(&[
+            Request::Context(ContextScope::Global),
+            Request::Iotlb(IotlbScope::Global, drain(self.capabilities())),
+        ])?;
+        self.registers.enable_translation()?;
+        // Protected memory covered boot; from now on the tables protect.
+        self.registers.disable_protected_memory()
+    }
+
+    fn shutdown(&self) -> Result<()> {
+        self.stop()
+    }
+
+    fn suspend(&self) -> Result<()> {
+        self.stop()
+    }
+
+    fn resume(&self) -> Result<()> {
+        self.queue.reset(&self.registers)?;
+        self.faults.clear(&self.registers);
+        self.enable()?;
+        self.unfence();
+        let interrupt = *self.fault_interrupt.lock(&self.platform);
+        if let Some(msi) = interrupt {
+            self.registers.set_fault_interrupt(msi.address.as_u64(), msi.data);
+        }
+        Ok(())
+    }
+
+    fn drain_faults(&self, visit: &mut dyn FnMut(FaultRecord)) {
+        let drained = self.faults.drain(&self.registers, &mut |record| visit(self.vendor_neutral(record)));
+        if drained.queue {
+            self.queue.recover(&self.registers);
+        }
+    }
+
+    fn set_interrupt(&self, kind: InterruptKind, msi: Msi) -> Result<()> {
+        match kind {
+            InterruptKind::Fault => {
+                *self.fault_interrupt.lock(&self.platform) = Some(msi);
+                self.registers.set_fault_interrupt(msi.address.as_u64(), msi.data);
+                Ok(())
+            }
+            _ => Err(Error::Unsupported(UnsupportedReason::Operation)),
+        }
+    }
+}
+
+impl<P: Platform> VtdUnit<P> {
+    /// Translation off, interrupt masked, queue off.
+    pub(super) fn stop(&self) -> Result<()> {
+        self.registers.mask_fault_interrupt();
+        self.registers.disable_translation()?;
+        self.queue.stop(&self.registers)
+    }
+}
+
+impl<P: Platform> VtdUnit<P> {
+    /// A hardware record in the core's words.
+    fn vendor_neutral(&self, record: layout::FaultRecord) -> FaultRecord {
+        let interrupt = record.reason.is_interrupt();
+        FaultRecord {
+            unit: self.base,
+            source: SourceId::pci(self.segment, record.source),
+            pasid: record.pasid,
+            iova: (!interrupt).then_some(Iova::new(record.address)),
+            access: match record.access {
+                _ if interrupt => Access::Interrupt,
+                layout::fault::Access::Read => Access::Read,
+                layout::fault::Access::Write => Access::Write,
+                _ => Access::Unknown,
+            },
+            kind: kind_of(record.reason),
+            reason: u32::from(record.reason.0),
+            text: record.reason.text(),
+        }
+    }
+}
+
+/// Groups the reasons of VT-d 7.1.3 (Table 28).
+fn kind_of(reason: layout::FaultReason) -> FaultKind {
+    match reason.0 {
+        _ if reason.is_interrupt() => FaultKind::Interrupt,
+        // Root or context entry not present.
+        0x1 | 0x2 => FaultKind::Blocked,
+        0x4 => FaultKind::AddressSize,
+        0x5 | 0x6 => FaultKind::Translation,
+        0x3 | 0x7..=0xc => FaultKind::Configuration,
+        // Requests of a kind, or to a place, that is never translated.
+        0xd | 0xe => FaultKind::Request,
+        _ => FaultKind::Other,
+    }
+}

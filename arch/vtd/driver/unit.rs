@@ -1,0 +1,411 @@
+//! One VT-d unit in legacy mode: who goes through which domain.
+//!
+//! Orders are those of VT-d 6.5.3.3. A context entry that changes is withdrawn, invalidated, and
+//! only then written anew: legacy entries hold the table in one half and the domain id in the other,
+//! so hardware must not see both halves change.
+
+use core::fmt;
+use core::mem::ManuallyDrop;
+
+use super::capabilities::Capabilities;
+use super::context::{Context, ContextTables};
+use super::faults::FaultLog;
+use super::firmware::Firmware;
+use super::invalidation::drain;
+use super::queue::{Queue, QueueConfig};
+use super::registers::UnitRegisters;
+use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};
+use crate::arch::vtd::layout::descriptors::{ContextScope, IotlbScope, Request};
+use crate::arch::vtd::layout::tables::TranslationType;
+use crate::arch::vtd::layout::{AddressWidth, Cap, ContextEntry, DomainId, Ecap};
+use crate::domain::{Domain, DomainKind, PagingDomain};
+use crate::error::{Error, IncompatibleReason, InvalidationReason, NoSpaceReason, Result, UnsupportedReason};
+use crate::frames::{IdBitmap, Ref, Slab};
+use crate::iotlb::{CacheTag, Last};
+use crate::ops::{DomainOps, DomainSpec, MapFlush, Msi, Unit, UnitTraits};
+use crate::pgtable::{Config, PageSize, PageSizes, PageTable, SecondStage, WalkerCoherency};
+use crate::platform::Platform;
+use crate::prot::Prot;
+use crate::sync::Lock;
+use crate::window::{Window, Windows};
+
+/// The domains that this backend makes.
+pub(super) type VtdDomain<P> = PagingDomain<SecondStage, P>;
+
+/// Attachments of a fenced unit whose domains could not be let go. Beyond it domains are leaked.
+const QUARANTINED_DOMAINS: usize = 32;
+
+/// What cached absent entries are tagged with in caching mode, so no domain has it (VT-d 6.1).
+const ABSENT_ID: DomainId = DomainId::new(0);
+
+/// The domain id of pass-through entries.
+const PASS_THROUGH_ID: DomainId = DomainId::new(1);
+
+/// One VT-d unit. Made by [`init`](super::init); kernels reach it through [`Unit`].
+pub struct VtdUnit<P: Platform> {
+    pub(super) platform: P,
+    pub(super) base: PhysAddr,
+    pub(super) segment: u16,
+    pub(super) firmware: Ref<Firmware<P>>,
+    pub(super) registers: UnitRegisters<P>,
+    pub(super) queue: Queue<P>,
+    pub(super) faults: FaultLog,
+    /// Dropped only after hardware has stopped walking them.
+    pub(super) tables: ManuallyDrop<ContextTables<P>>,
+    ids: IdBitmap<P>,
+    domains: Slab<VtdDomain<P>, P>,
+    /// Stands in for pass-through where the unit has none; made when it is first needed.
+    identity: Lock<Option<Domain>>,
+    /// What hardware may still use after an invalidation failed: released when the unit is reset.
+    quarantine: Lock<heapless::Vec<(Unit, Domain, CacheTag), QUARANTINED_DOMAINS>>,
+    /// The fault interrupt, to be restored after loss of power.
+    pub(super) fault_interrupt: Lock<Option<Msi>>,
+}
+
+impl<P: Platform> VtdUnit<P> {
+    /// Takes over the unit at `base`: its capabilities are read, its invalidation queue is started,
+    /// old faults are cleared. What translation firmware left on stays until
+    /// [`enable`](Self::enable).
+    pub(super) fn new(platform: P, base: PhysAddr, segment: u16, firmware: Ref<Firmware<P>>) -> Result<Self> {
+        let registers = UnitRegisters::map(platform.clone(), base)?;
+        let capabilities = *registers.capabilities();
+        if !capabilities.ecap.contains(Ecap::QI) {
+            return Err(Error::Unsupported(UnsupportedReason::QueuedInvalidation));
+        }
+        if capabilities.widest().is_none() {
+            return Err(Error::Unsupported(UnsupportedReason::Translation));
+        }
+        let last_id = capabilities.domain_ids().saturating_sub(1);
+        let ids = IdBitmap::new(platform.clone(), last_id, NoSpaceReason::DomainIds)?;
+        for reserved in [ABSENT_ID, PASS_THROUGH_ID] {
+            ids.reserve(u32::from(reserved.as_u16()))?;
+        }
+        let queue = Queue::new(platform.clone(), QueueConfig::default())?;
+        let tables = ContextTables::new(platform.clone(), coherency(&capabilities))?;
+        let domains = Slab::new(platform.clone())?;
+        let faults = FaultLog::new();
+        // Last, for nothing may fail afterwards: the hardware uses the queue from now on.
+        queue.start(&registers)?;
+        faults.clear(&registers);
+        Ok(Self {
+            tables: ManuallyDrop::new(tables),
+            domains,
+            platform,
+            base,
+            segment,
+            firmware,
+            registers,
+            queue,
+            faults,
+            ids,
+            identity: Lock::new(None),
+            quarantine: Lock::new(heapless::Vec::new()),
+            fault_interrupt: Lock::new(None),
+        })
+    }
+
+    /// What the unit can do.
+    pub(super) fn capabilities(&self) -> &Capabilities {
+        self.registers.capabilities()
+    }
+
+    /// The widths that the second stage can have, narrowest first.
+    fn widths(&self) -> impl Iterator<Item = AddressWidth> {
+        let all = [AddressWidth::Bits39, AddressWidth::Bits48, AddressWidth::Bits57];
+        all.into_iter().filter(|width| self.capabilities().has_width(*width))
+    }
+
+    /// The pages that the second stage can have.
+    fn page_sizes(&self) -> PageSizes {
+        let large = [(Cap::LARGE_2M, PageSize::SIZE_2M), (Cap::LARGE_1G, PageSize::SIZE_1G)];
+        let large = large.into_iter().filter(|(bit, _)| self.capabilities().cap.contains(*bit));
+        large.fold(PageSizes::only(PageSize::SIZE_4K), |sizes, (_, size)| sizes.union(PageSizes::only(size)))
+    }
+
+    /// What domains must agree with.
+    pub(super) fn unit_traits(&self) -> UnitTraits {
+        let flush = self.capabilities().cap.intersects(Cap::CM | Cap::RWBF);
+        UnitTraits {
+            driver: "VT-d second stage",
+            coherency: coherency(self.capabilities()),
+            page_sizes: self.page_sizes(),
+            widths: self.widths().fold(0, |bits, width| bits | 1 << width.bits()),
+            map_flush: if flush { MapFlush::Always } else { MapFlush::Never },
+        }
+    }
+
+    /// One window: what the second stage translates at the most.
+    pub(super) fn unit_windows(&self) -> Windows {
+        let widest = self.capabilities().widest().map_or(0, AddressWidth::bits);
+        let bits = widest.min(self.capabilities().cap.guest_address_bits()).min(63);
+        let last = (1u64 << bits).wrapping_sub(1);
+        match IovaRange::new(Iova::new(0), Iova::new(last)) {
+            Ok(range) => Windows::new(Window { range, page_sizes: self.page_sizes() }),
+            Err(_) => Windows::none(),
+        }
+    }
+
+    /// A domain with an empty second-stage table.
+    pub(super) fn new_domain(&self, kind: DomainKind, spec: &DomainSpec) -> Result<Ref<VtdDomain<P>>> {
+        let last = spec.windows.geometry().map_or(0, |range| range.last().as_u64());
+        let width = self
+            .widths()
+            .filter(|width| spec.traits.widths >> width.bits() & 1 != 0)
+            .find(|width| last >> width.bits() == 0)
+            .or(self.capabilities().widest())
+            .ok_or(Error::Unsupported(UnsupportedReason::AddressWidth))?;
+        let levels = width.levels() as u8;
+        let config = Config {
+            walker: spec.traits.coherency,
+            page_sizes: spec.traits.page_sizes,
+            ..Config::new::<SecondStage>(levels)
+        };
+        let table = PageTable::new(self.platform.clone(), SecondStage::default(), config)?;
+        let domain = PagingDomain::new(self.platform.clone(), kind, spec, table);
+        self.domains.insert(domain).map_err(|(error, _)| error)
+    }
+
+    /// See [`IommuOps::attach`](crate::ops::IommuOps::attach).
+    pub(super) fn set_domain(&self, unit: &Unit, requester: u16, domain: &Domain, old: &Domain) -> Result<()> {
+        if domain.kind() == DomainKind::Blocked {
+            return self.set_blocked(unit, requester, old);
+        }
+        let (entry, tag) = self.entry_for(unit, domain)?;
+        let context = match self.tables.find_or_make(requester) {
+            Ok(context) => context,
+            Err(error) => {
+                self.release(unit, domain, tag);
+                return Err(error);
+            }
+        };
+        let before = context.read();
+        if before == entry {
+            // An alias that another device of the group has brought here.
+            self.release(unit, domain, tag);
+            return Ok(());
+        }
+        let moved = self.withdraw(&context, requester, before).and_then(|()| {
+            context.publish(entry);
+            self.flush_absent(requester, entry)
+        });
+        match moved {
+            Ok(()) => {
+                self.release_entry(unit, old, before);
+                Ok(())
+            }
+            Err(error) => {
+                // The unit has stopped answering. It may still use both domains.
+                context.withdraw();
+                context.clear();
+                self.quarantine(unit, domain, tag);
+                self.quarantine(unit, old, entry_tag(before));
+                Err(error)
+            }
+        }
+    }
+
+    /// Blocks a requester that went through `old`.
+    pub(super) fn set_blocked(&self, unit: &Unit, requester: u16, old: &Domain) -> Result<()> {
+        // Without a context table it was never let through.
+        let Some(context) = self.tables.find(requester) else { return Ok(()) };
+        let before = context.read();
+        if !before.is_present() {
+            context.clear();
+            return Ok(());
+        }
+        match self.withdraw(&context, requester, before) {
+            Ok(()) => {
+                self.release_entry(unit, old, before);
+                Ok(())
+            }
+            Err(error) => {
+                context.clear();
+                self.quarantine(unit, old, entry_tag(before));
+                Err(error)
+            }
+        }
+    }
+
+    /// Blocks every device at once, because the unit does not do what it is told. The entries keep
+    /// what [`unfence`](Self::unfence) needs.
+    pub(super) fn fence(&self) {
+        self.tables.each(|context| {
+            if context.read().is_present() {
+                context.withdraw();
+            }
+        });
+    }
+
+    /// After a reset: lets devices through again, and what was quarantined go.
+    pub(super) fn unfence(&self) {
+        self.tables.each(|context| {
+            let entry = context.read();
+            if !entry.is_present() && entry.low != 0 {
+                context.publish(ContextEntry { low: entry.low | 1, ..entry });
+            }
+        });
+        let held = core::mem::take(&mut *self.quarantine.lock(&self.platform));
+        for (unit, domain, tag) in held {
+            self.release(&unit, &domain, Some(tag));
+        }
+    }
+
+    /// The entry for a domain, with a use of its tag taken if it has one.
+    fn entry_for(&self, unit: &Unit, domain: &Domain) -> Result<(ContextEntry, Option<CacheTag>)> {
+        if domain.kind() == DomainKind::Identity && self.capabilities().ecap.contains(Ecap::PT) {
+            let width = self.capabilities().widest().ok_or(Error::Unsupported(UnsupportedReason::AddressWidth))?;
+            let nowhere = PhysAddr::new(0);
+            return Ok((ContextEntry::new(TranslationType::PassThrough, nowhere, width, PASS_THROUGH_ID), None));
+        }
+        let domain = self.translated(domain)?;
+        let paging = downcast::<P>(&domain).ok_or(Error::Incompatible(IncompatibleReason::Driver))?;
+        let table = paging.table();
+        let width = AddressWidth::from_levels(u32::from(table.levels()))
+            .ok_or(Error::Incompatible(IncompatibleReason::Width))?;
+        paging.traits().check_attach(width.bits() as u8, self.unit_traits())?;
+        let tag = paging.tags().acquire(unit, None, None, &self.ids)?;
+        let id = DomainId::new(tag.id as u16);
+        Ok((ContextEntry::new(TranslationType::Untranslated, table.root(), width, id), Some(tag)))
+    }
+
+    /// The domain whose table stands for `domain` in this unit.
+    fn translated(&self, domain: &Domain) -> Result<Domain> {
+        match domain.kind() {
+            DomainKind::Identity => self.identity_table(),
+            _ => Ok(domain.clone()),
+        }
+    }
+
+    /// A domain in which RAM, and what firmware reserved, is mapped one to one.
+    fn identity_table(&self) -> Result<Domain> {
+        if let Some(domain) = self.identity.lock(&self.platform).clone() {
+            return Ok(domain);
+        }
+        let spec = DomainSpec { traits: self.unit_traits(), windows: self.unit_windows() };
+        let new = self.new_domain(DomainKind::Identity, &spec)?;
+        let mut result = Err(Error::Unsupported(UnsupportedReason::Identity));
+        self.platform.ram(&mut |range| {
+            result = match result {
+                Ok(()) | Err(Error::Unsupported(_)) => map_direct(&new, range),
+                failed => failed,
+            };
+        });
+        result?;
+        for region in self.firmware.dmar()?.reserved_regions() {
+            match map_direct(&new, region.region) {
+                // RAM holds it already.
+                Ok(()) | Err(Error::Exists { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let new = Domain::new(Ref::map(new, |domain| domain as &dyn DomainOps));
+        // Another processor may have been faster; then its domain serves.
+        Ok(self.identity.lock(&self.platform).get_or_insert(new).clone())
+    }
+
+    /// Context entry P to NP (VT-d 6.5.3.3): not present, context cache, IOTLB, wait, clear.
+    fn withdraw(&self, context: &Context<'_, P>, requester: u16, before: ContextEntry) -> Result<()> {
+        if !before.is_present() {
+            return Ok(());
+        }
+        context.withdraw();
+        self.invalidate_context(before.domain_id(), requester, before.domain_id())?;
+        context.clear();
+        Ok(())
+    }
+
+    /// Context entry NP to P (VT-d 6.5.3.3): in caching mode the absent entry may be cached.
+    fn flush_absent(&self, requester: u16, entry: ContextEntry) -> Result<()> {
+        if self.capabilities().cap.contains(Cap::CM) {
+            self.invalidate_context(ABSENT_ID, requester, entry.domain_id())?;
+        }
+        self.registers.flush_write_buffer()
+    }
+
+    fn invalidate_context(&self, cached: DomainId, source: u16, domain: DomainId) -> Result<()> {
+        let context = ContextScope::Device { domain: cached, source, function_mask: 0 };
+        let requests =
+            [Request::Context(context), Request::Iotlb(IotlbScope::Domain(domain), drain(self.capabilities()))];
+        self.flush(&requests)
+    }
+
+    /// Submits requests and waits for them; a unit that does not answer is fenced.
+    pub(super) fn flush(&self, requests: &[Request; 2]) -> Result<()> {
+        let result = self.queue.run(&self.registers, &requests.map(Request::encode));
+        self.fence_on_time_out(result)
+    }
+
+    pub(super) fn fence_on_time_out<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(Error::Invalidation { reason: InvalidationReason::TimedOut, .. }) = result {
+            self.fence();
+        }
+        result
+    }
+
+    /// Gives back the tag that an entry used, after everything under it was invalidated.
+    fn release_entry(&self, unit: &Unit, domain: &Domain, entry: ContextEntry) {
+        if entry.is_present() {
+            self.release(unit, domain, entry_tag(entry));
+        }
+    }
+
+    fn release(&self, unit: &Unit, domain: &Domain, tag: Option<CacheTag>) {
+        let Some(tag) = tag else { return };
+        let Ok(domain) = self.translated(domain) else { return };
+        let Some(paging) = downcast::<P>(&domain) else { return };
+        // After an error the number is never used again.
+        if paging.tags().release(unit, tag) == Ok(Last::Yes) {
+            self.ids.free(tag.id);
+        }
+    }
+
+    /// Keeps a domain, and the number it is cached under, until the unit was reset.
+    fn quarantine(&self, unit: &Unit, domain: &Domain, tag: Option<CacheTag>) {
+        let (Some(tag), Ok(domain)) = (tag, self.translated(domain)) else { return };
+        let held = (unit.clone(), domain, tag);
+        if let Err(too_many) = self.quarantine.lock(&self.platform).push(held) {
+            core::mem::forget(too_many);
+        }
+    }
+}
+
+impl<P: Platform> Drop for VtdUnit<P> {
+    fn drop(&mut self) {
+        if self.stop().is_ok() {
+            // SAFETY: dropped once, here, and hardware walks them no more. Otherwise they are leaked.
+            unsafe { ManuallyDrop::drop(&mut self.tables) };
+        }
+    }
+}
+
+impl<P: Platform> fmt::Debug for VtdUnit<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VT-d unit at {}: {}", self.base, self.capabilities())
+    }
+}
+
+fn coherency(capabilities: &Capabilities) -> WalkerCoherency {
+    if capabilities.is_coherent() { WalkerCoherency::Snoops } else { WalkerCoherency::NeedsClean }
+}
+
+fn downcast<P: Platform>(domain: &Domain) -> Option<&VtdDomain<P>> {
+    domain.ops().as_any().downcast_ref()
+}
+
+/// The tag under which a translating entry is cached; pass-through has none.
+fn entry_tag(entry: ContextEntry) -> Option<CacheTag> {
+    let id = entry.domain_id();
+    (id != PASS_THROUGH_ID && id != ABSENT_ID).then(|| CacheTag {
+        id: u32::from(id.as_u16()),
+        pasid: None,
+        source: None,
+    })
+}
+
+fn map_direct<P: Platform>(domain: &VtdDomain<P>, range: PhysRange) -> Result<()> {
+    let range = range.align_outward(crate::platform::FRAME_BYTES);
+    let iova = IovaRange::new(Iova::new(range.start().as_u64()), Iova::new(range.last().as_u64()))?;
+    // SAFETY: an identity domain lends all of RAM on purpose; the caller of attach chose it. No
+    // device uses the domain yet, and no other processor has it.
+    unsafe { domain.map(iova, range.start(), Prot::RW, domain.page_sizes()) }
+}
