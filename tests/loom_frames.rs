@@ -7,18 +7,34 @@ use std::sync::Arc as StdArc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use iommu::frames::{IdBitmap, RadixMap, Ref, Slab};
-use iommu::platform::{Hosted, Instant, NoRegisters, Platform};
+use iommu::platform::{Hosted, Instant, InterruptState, NoRegisters, Platform};
 use iommu::{Error, InvalidReason, NoSpaceReason, PhysAddr, Result, UnsupportedReason};
 use loom::sync::Arc;
 use loom::thread;
 
 /// Frames from the heap, counted outside of loom's sight.
 #[derive(Clone, Default)]
-struct Heap(StdArc<AtomicUsize>);
+struct Heap {
+    in_use: StdArc<AtomicUsize>,
+    /// Read whenever a lock is released, written when a frame is freed, if a model wants loom to
+    /// check that these are ordered.
+    tracked: Option<StdArc<Tracked>>,
+}
+
+struct Tracked(loom::cell::UnsafeCell<()>);
+
+// SAFETY: there is nothing in it; loom checks the order of what reads and writes it.
+unsafe impl Send for Tracked {}
+// SAFETY: as above.
+unsafe impl Sync for Tracked {}
 
 impl Heap {
+    fn tracking() -> Self {
+        Self { tracked: Some(StdArc::new(Tracked(loom::cell::UnsafeCell::new(())))), ..Self::default() }
+    }
+
     fn in_use(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
+        self.in_use.load(Ordering::SeqCst)
     }
 }
 
@@ -34,12 +50,15 @@ unsafe impl Platform for Heap {
     fn alloc_frames(&self, order: u8, _last: PhysAddr) -> Option<PhysAddr> {
         // SAFETY: the size is not zero.
         let block = unsafe { alloc_zeroed(layout(order)) };
-        self.0.fetch_add(1 << order, Ordering::SeqCst);
+        self.in_use.fetch_add(1 << order, Ordering::SeqCst);
         Some(PhysAddr::new(block.expose_provenance() as u64))
     }
 
     unsafe fn free_frames(&self, first: PhysAddr, order: u8) {
-        self.0.fetch_sub(1 << order, Ordering::SeqCst);
+        self.in_use.fetch_sub(1 << order, Ordering::SeqCst);
+        if let Some(tracked) = &self.tracked {
+            tracked.0.with_mut(|_| ());
+        }
         // SAFETY: allocated above with this layout.
         unsafe { dealloc(self.phys_to_virt(first).as_ptr(), layout(order)) }
     }
@@ -54,6 +73,12 @@ unsafe impl Platform for Heap {
 
     fn now(&self) -> Instant {
         Instant::from_nanos(0)
+    }
+
+    fn restore_interrupts(&self, _state: InterruptState) {
+        if let Some(tracked) = &self.tracked {
+            tracked.0.with(|_| ());
+        }
     }
 }
 
@@ -171,7 +196,7 @@ fn two_inserts_race_for_slots() {
 #[test]
 fn the_slab_ends_beside_its_last_handles() {
     loom::model(|| {
-        let (heap, drops) = (Heap::default(), Drops::default());
+        let (heap, drops) = (Heap::tracking(), Drops::default());
         let slab = Slab::new(heap.clone()).unwrap();
         let first = insert(&slab, Value::new(0, &drops));
         let second = first.clone();

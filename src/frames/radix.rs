@@ -312,6 +312,7 @@ fn digit_of(key: u64, level: u32) -> usize {
 mod tests {
     extern crate std;
     use std::collections::BTreeMap;
+    use std::collections::btree_map::Entry;
     use std::vec::Vec;
 
     use super::super::testing::Counted;
@@ -330,11 +331,12 @@ mod tests {
             // Few distinct keys of every magnitude.
             let key = (seed >> 40 & 15).wrapping_shl((seed >> 33) as u32 % 61);
             if seed >> 60 < 8 {
-                let expected = if oracle.contains_key(&key) {
-                    Err(Error::Invalid(InvalidReason::Duplicate))
-                } else {
-                    oracle.insert(key, round);
-                    Ok(())
+                let expected = match oracle.entry(key) {
+                    Entry::Occupied(_) => Err(Error::Invalid(InvalidReason::Duplicate)),
+                    Entry::Vacant(place) => {
+                        place.insert(round);
+                        Ok(())
+                    }
                 };
                 assert_eq!(map.insert(key, round), expected);
             } else {
