@@ -205,8 +205,8 @@ fn the_slab_ends_beside_its_last_handles() {
             drop(second);
             number
         });
-        drop(slab);
         drop(first);
+        drop(slab);
         assert_eq!(other.join().unwrap(), 0);
         assert_eq!((drops.load(Ordering::SeqCst), heap.in_use()), (1, 0));
     });
