@@ -148,8 +148,8 @@ pub(super) struct State {
     /// Position after the wait of each batch in flight, by sequence number modulo the length.
     pub(super) ends: [u32; MAX_BATCHES],
     pub(super) failures: [Option<(u64, Fate)>; MAX_FAILURES],
-    /// Position of the descriptor that was last replaced.
-    pub(super) replaced: Option<u32>,
+    /// A batch that the unit has fetched in part, and whose outcome is recorded already.
+    pub(super) settled: Option<u64>,
     /// The batch during which the unit reported a broken completion.
     pub(super) broken: Option<u64>,
 }
@@ -216,7 +216,7 @@ impl<P: Platform> Queue<P> {
             freed_sequence: 0,
             ends: [0; MAX_BATCHES],
             failures: [None; MAX_FAILURES],
-            replaced: None,
+            settled: None,
             broken: None,
         };
         Ok(Self {
@@ -260,9 +260,9 @@ impl<P: Platform> Queue<P> {
     /// Waits until the batch is done, spinning. *Any context.*
     ///
     /// # Errors
-    /// [`Error::Invalidation`] with what became of the batch; after a time-out the queue is fenced.
-    /// [`Error::Fenced`] when the queue was fenced or reset before the batch was done. Whatever the
-    /// error, nothing may be taken for invalidated.
+    /// [`Error::Invalidation`] with what became of the batch; when its bound passed, the queue is
+    /// fenced. [`Error::Fenced`] when the queue was fenced or reset before the batch was known to be
+    /// done. Whatever the error, nothing in the batch may be taken for invalidated.
     pub fn wait(&self, unit: &UnitRegisters<P>, ticket: Ticket) -> Result<()> {
         let mut sequence = ticket.sequence;
         for _move in 0..MAX_MOVES {

@@ -146,21 +146,20 @@ impl<P: Platform> Queue<P> {
         (0..count).map(move |index| self.read(from.wrapping_add(index)))
     }
 
-    /// Puts a wait in the place of the descriptor at `head`, which the unit refused, and records that
-    /// its batch failed. `None` when that does not help.
+    /// Records that the batch of the descriptor at `head`, which the unit refused, failed; waits take
+    /// the place of the descriptor and of what follows in the batch. `None` when that does not help.
     fn replace_refused(&self, state: &mut State, head: u32) -> Option<()> {
-        if head == state.tail || state.replaced == Some(head) {
-            return None; // Nothing there to refuse, or it refused the wait as well.
+        if head == state.tail {
+            return None; // There is nothing to refuse.
         }
         let sequence = self.batch_of(state, head)?;
-        let [request, ..] = self.read(head).words;
-        if head.wrapping_add(1) == state.end(sequence) {
-            return None; // A unit that refuses the batch's wait cannot be driven by waits.
+        // A unit that refuses the waits that end batches or stand in for requests cannot be driven.
+        if head.wrapping_add(1) == state.end(sequence) || state.settled == Some(sequence) {
+            return None;
         }
-        let reason = InvalidationReason::Refused;
-        record(state, sequence, Fate::Failed(Error::Invalidation { reason, request }))?;
-        self.write(head, &self.idle_wait());
-        state.replaced = Some(head);
+        let [request, ..] = self.read(head).words;
+        record(state, sequence, failure(InvalidationReason::Refused, request))?;
+        self.settle(state, sequence, head);
         Some(())
     }
 
@@ -171,9 +170,19 @@ impl<P: Platform> Queue<P> {
             .find(|&sequence| ahead < state.end(sequence).wrapping_sub(state.freed))
     }
 
+    /// The outcome of a batch is recorded although the unit has yet to fetch what stands from `head`
+    /// on: waits take the place of that, so that it has no second outcome.
+    fn settle(&self, state: &mut State, sequence: u64, head: u32) {
+        let wait = state.end(sequence).wrapping_sub(1);
+        for index in 0..wait.wrapping_sub(head) {
+            self.write(head.wrapping_add(index), &self.idle_wait());
+        }
+        state.settled = Some(sequence);
+    }
+
     /// After a time-out: what the unit has fetched (what lies before `head`) and is not known to be
     /// done may never be. The batch of the device that did not answer fails, each other one is
-    /// appended anew. `None` when there is no room for that.
+    /// appended anew. `None` when that cannot be recorded.
     fn resubmit(&self, unit: &UnitRegisters<P>, state: &mut State, head: u32) -> Option<()> {
         let begin = state.freed;
         let fetched = head.wrapping_sub(begin);
@@ -182,40 +191,42 @@ impl<P: Platform> Queue<P> {
         let mut culprit_known = false;
         let mut from = 0;
         // Slots before the head are free now. Copies go into the slots that are always kept free,
-        // then behind what is read next: no batch needs more slots than it had, but for the last one
-        // if the head is inside it, which needs one more for its second wait.
+        // then behind what is read next: no batch needs more slots than it had.
         state.freed = head;
         for sequence in first..=newest {
             if from >= fetched {
                 break;
             }
             let end = state.end(sequence).wrapping_sub(begin);
-            let (start, stop) = (begin.wrapping_add(from), begin.wrapping_add(end.min(fetched)));
+            let start = begin.wrapping_add(from);
+            from = end;
+            let is_settled = state.settled == Some(sequence) || state.fate(sequence).is_some();
+            let culprit =
+                if culprit_known { None } else { self.unanswered(unit, start, begin.wrapping_add(end.min(fetched))) };
+            culprit_known |= culprit.is_some();
+            if !is_settled {
+                let fate = match culprit {
+                    Some(request) => failure(InvalidationReason::DeviceTimeOut, request),
+                    None => self.copy_batch(state, start, begin.wrapping_add(end).wrapping_sub(1)),
+                };
+                record(state, sequence, fate)?;
+            }
             if end <= fetched {
                 state.freed_sequence = sequence;
-            }
-            from = end;
-            if state.fate(sequence).is_some() {
-                continue;
-            }
-            if !culprit_known && let Some(request) = self.unanswered(unit, start, stop) {
-                culprit_known = true;
-                let reason = InvalidationReason::DeviceTimeOut;
-                record(state, sequence, Fate::Failed(Error::Invalidation { reason, request }))?;
-            } else {
-                let wait = begin.wrapping_add(end).wrapping_sub(1);
-                let requests = if stop.wrapping_sub(wait) == 1 { wait } else { stop };
-                self.copy_batch(state, sequence, start, requests)?;
+            } else if !is_settled {
+                self.settle(state, sequence, head);
             }
         }
         Some(())
     }
 
-    /// Appends the requests of a batch anew, as a batch of their own.
-    fn copy_batch(&self, state: &mut State, sequence: u64, from: u32, to: u32) -> Option<()> {
+    /// Appends the requests between two positions anew, as a batch. Without room for it, which can
+    /// only be if the unit has fetched the old batch in part, that one has failed.
+    fn copy_batch(&self, state: &mut State, from: u32, to: u32) -> Fate {
         let count = to.wrapping_sub(from);
         if state.used().saturating_add(count).saturating_add(1) >= self.entries() {
-            return None;
+            let [request, ..] = self.read(from).words;
+            return failure(InvalidationReason::TimedOut, request);
         }
         for index in 0..count {
             let request = self.read(from.wrapping_add(index));
@@ -224,7 +235,7 @@ impl<P: Platform> Queue<P> {
         }
         let copy = self.submitted.load(Ordering::Relaxed).wrapping_add(1);
         self.finish_batch(state, copy);
-        record(state, sequence, Fate::Moved(copy))
+        Fate::Moved(copy)
     }
 
     /// First quadword of the request between two positions that a device did not answer: the one the
@@ -297,13 +308,17 @@ impl<P: Platform> Queue<P> {
         state.freed = 0;
         state.freed_sequence = submitted;
         state.set_end(submitted, 0);
-        state.replaced = None;
+        state.settled = None;
         state.broken = None;
         state.exposed = true;
         drop(state);
         unit.clear_fault_status(FaultStatus::QUEUE);
         unit.enable_queue(self.address())
     }
+}
+
+fn failure(reason: InvalidationReason, request: u64) -> Fate {
+    Fate::Failed(Error::Invalidation { reason, request })
 }
 
 /// Records what became of a batch, unless that is known already; `None` when the list is full.
