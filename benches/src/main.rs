@@ -1,0 +1,39 @@
+//! What mapping and unmapping cost, in nanoseconds and as a ratio to a *floor*: a minimal four-level
+//! walk with plain stores and nothing else.
+//!
+//! All contenders are called through one table of functions and take their frames from one pool.
+//! Rounds are interleaved, and a sample counts only if a reference pass just before it ran
+//! undisturbed, for shared machines slow down by turns. Compare ratios, not figures of two runs.
+//!
+//! `cargo run --release -p iommu-benches [-- case ...]`
+
+mod cases;
+mod contenders;
+mod pool;
+mod sample;
+
+use cases::CASES;
+use contenders::CONTENDERS;
+use sample::Samples;
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    contenders::check();
+    println!("{:<44}{}", "", CONTENDERS.map(|(name, _)| format!("{name:>26}")).concat());
+    for case in CASES.iter().filter(|case| wanted.is_empty() || wanted.iter().any(|name| name == case.name)) {
+        let mut samples: Vec<Samples> = CONTENDERS.iter().map(|_| Samples::new(case.figures.len())).collect();
+        for _ in 0..case.rounds {
+            for ((_, new), samples) in CONTENDERS.iter().zip(&mut samples) {
+                pool::reset();
+                let mut contender = new();
+                samples.take(|| (case.run)(&mut *contender));
+            }
+        }
+        for (index, (figure, unit)) in case.figures.iter().enumerate() {
+            let values: Vec<f64> = samples.iter().map(|samples| samples.median(index)).collect();
+            let columns: String =
+                values.iter().map(|value| format!("{value:>17.2} ({:>5.2}x)", value / values[0])).collect();
+            println!("{:<44}{columns}", format!("{}: {figure}, {unit}", case.name));
+        }
+    }
+}
