@@ -27,7 +27,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// No other call that changes the table works on the range, or on a page that reaches into it, at
     /// the same time.
     pub unsafe fn cut(&self, range: IovaRange) -> Result<()> {
-        let (at, last) = self.offsets(range, self.sizes)?;
+        let (at, last) = self.offsets(range, 0, self.sizes)?;
         self.cut_at(at)?;
         match last.checked_add(1) {
             Some(end) if self.offset(self.iova(end)).is_some() => self.cut_at(end),

@@ -28,12 +28,6 @@ pub(super) fn entry_last<F: Format>(level: u8, at: u64) -> u64 {
     at | low_mask(shift::<F>(level))
 }
 
-/// The level whose entries have, or whose items are, pages of `1 << log2` bytes.
-#[inline(always)]
-pub(super) fn level_of<F: Format>(log2: u32) -> u8 {
-    (log2.saturating_sub(u32::from(F::GRANULE_LOG2)) / u32::from(F::INDEX_BITS)) as u8
-}
-
 /// Order of the block of frames that holds a table of `1 << bits` entries.
 #[inline(always)]
 pub(super) const fn table_order(bits: u8) -> u8 {
@@ -85,15 +79,13 @@ mod tests {
     extern crate std;
     use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
 
-    use super::{congruent, entry_last, level_of, page_sizes, pick, shift};
+    use super::{congruent, entry_last, page_sizes, pick};
     use crate::pgtable::{PageSizes, SecondStage};
 
     #[test]
     fn sizes_follow_the_levels() {
         assert_eq!(page_sizes::<SecondStage>(3), PageSizes::from_bits(1 << 12 | 1 << 21 | 1 << 30));
         assert_eq!(page_sizes::<SecondStage>(2), PageSizes::from_bits(1 << 12 | 1 << 21));
-        assert_eq!(level_of::<SecondStage>(12), 0);
-        assert_eq!(level_of::<SecondStage>(30), 2);
         assert_eq!(entry_last::<SecondStage>(1, 0x40_1000), 0x5f_ffff);
         assert_eq!(pick(1 << 12, 0, u64::MAX), 12);
     }
@@ -127,7 +119,6 @@ mod tests {
             loop {
                 let end = at + (1u64 << pick(usable, at, last)) - 1;
                 prop_assert!(end <= last);
-                prop_assert!(shift::<SecondStage>(level_of::<SecondStage>(pick(usable, at, last))) == pick(usable, at, last));
                 if end == last {
                     break;
                 }

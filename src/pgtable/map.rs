@@ -1,6 +1,6 @@
 //! Mapping: install tables, then write leaves.
 
-use super::geometry::{congruent, entry_last, has_items, level_of, low_mask, pick, shift};
+use super::geometry::{congruent, entry_last, has_items, low_mask, pick, shift};
 use super::list::TableList;
 use super::table::Kind;
 use super::{Format, PageSizes, PageTable, WalkerCoherency};
@@ -71,6 +71,13 @@ impl Job {
     }
 }
 
+/// What the fast path has done.
+enum Written {
+    All,
+    /// Everything below this offset.
+    Up(u64),
+}
+
 /// A mapping that cannot go on at the offset `at`.
 struct Stop {
     at: u64,
@@ -108,24 +115,17 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         stray: &mut TableList,
     ) -> Result<(), MapError> {
         let (at, job) = self.job(range, phys, prot, sizes)?;
-        let last = job.last;
-        // A whole table of level 0 might be one large page.
-        let level = if last - at < low_mask(shift::<F>(1)) { 0 } else { level_of::<F>(pick(job.sizes, at, last)) };
-        let page = low_mask(shift::<F>(level));
-        if (at ^ last) >> shift::<F>(level + 1) == 0
-            && (last & page == page)
-            && (level == 0 || job.sizes >> shift::<F>(level) & 1 != 0)
-            && let Some(table) = self.descend(at, level)
-        {
-            // One table that is there holds all pages: no memory, one way down.
-            let count = ((last - at) >> shift::<F>(level)) as usize + 1;
-            let written = self.write(table, level, at, count, &job);
-            if written == count {
-                return Ok(());
-            }
-            return self.rest(table, level, at, written, &job, stray);
+        // One table that is there may hold all pages: then no memory is needed, and one way down.
+        let written = if job.last - at < low_mask(shift::<F>(1)) {
+            self.write_small(at, &job)
+        } else {
+            self.write_large(at, &job)
+        };
+        // What is needed only beyond this point is computed again there, to keep this path short.
+        match written {
+            Written::All => Ok(()),
+            Written::Up(to) => self.map_rest(range, phys, prot, sizes, to, stray),
         }
-        self.map_tables(at, &job, stray)
     }
 
     /// Checks the arguments and computes what a call needs once.
@@ -136,16 +136,45 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         if sizes == 0 {
             return Err(Error::Invalid(InvalidReason::NoPageSize));
         }
-        let (at, last) = self.offsets(range, sizes)?;
         let phys = phys.as_u64();
-        if phys & (sizes & sizes.wrapping_neg()).wrapping_sub(1) != 0 {
-            return Err(Error::Invalid(InvalidReason::Misaligned));
-        }
+        let (at, last) = self.offsets(range, phys, sizes)?;
         if phys > self.output_last || last - at > self.output_last - phys {
             return Err(self.output_too_high(at, phys));
         }
         let sizes = congruent(sizes, at, phys);
         Ok((at, Job { last, base: phys.wrapping_sub(at), attributes, sizes }))
+    }
+
+    /// Writes pages of level 0 into one table that is there.
+    #[inline(always)]
+    fn write_small(&self, at: u64, job: &Job) -> Written {
+        if (at ^ job.last) >> shift::<F>(1) == 0
+            && let Some((table, _)) = self.descend(at, shift::<F>(0))
+        {
+            let count = ((job.last - at) >> shift::<F>(0)) as usize + 1;
+            let written = self.write(table, 0, at, count, job);
+            if written == count { Written::All } else { Written::Up(at + ((written as u64) << shift::<F>(0))) }
+        } else {
+            Written::Up(at)
+        }
+    }
+
+    /// Writes one large page into a table that is there.
+    #[inline(always)]
+    fn write_large(&self, at: u64, job: &Job) -> Written {
+        let low = at ^ job.last;
+        // An aligned power of two that is a page size.
+        if !has_items::<F>()
+            && at & low == 0
+            && low & low.wrapping_add(1) == 0
+            && job.sizes & low.wrapping_add(1) != 0
+            && let Some((table, level)) = self.descend(at, low.count_ones())
+            && self.write(table, level, at, 1, job) == 1
+        {
+            Written::All
+        } else {
+            Written::Up(at)
+        }
     }
 
     #[cold]
@@ -222,34 +251,43 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         written
     }
 
-    /// Goes on after the fast path met an entry that is taken.
-    #[cold]
-    fn rest(
+    /// The general case: tables are missing, pages lie in several tables, or entries are taken. All up
+    /// to `next` is written already.
+    #[inline(never)]
+    fn map_rest(
         &self,
-        table: Table<'_>,
-        level: u8,
-        at: u64,
-        written: usize,
-        job: &Job,
+        range: IovaRange,
+        phys: PhysAddr,
+        prot: Prot,
+        sizes: PageSizes,
+        next: u64,
         stray: &mut TableList,
     ) -> Result<(), MapError> {
-        let next = at + ((written as u64) << shift::<F>(level));
-        self.fill(table, level, next, job.last, job, stray).map_err(|stop| self.undo(at, stop, stray))
-    }
-
-    /// The general case: tables are missing, or pages lie in several tables.
-    #[inline(never)]
-    fn map_tables(&self, at: u64, job: &Job, stray: &mut TableList) -> Result<(), MapError> {
+        let (start, job) = self.job(range, phys, prot, sizes)?;
+        let job = &job;
         // One way down as long as a single table holds it all.
         let mut level = self.top;
         let mut table = self.root_table();
-        while level > 0 && (at ^ job.last) >> shift::<F>(level) == 0 && job.leaves::<F>(level, at, job.last).0 == 0 {
-            table = self.child(table, level, at)?;
+        while level > 0
+            && (start ^ job.last) >> shift::<F>(level) == 0
+            && job.leaves::<F>(level, start, job.last).0 == 0
+        {
+            table = self.child(table, level, start).map_err(|error| self.refuse(error, start, job))?;
             level -= 1;
         }
         // First all that needs memory, then all that a device can see.
-        self.install(table, level, at, job.last, job)?;
-        self.fill(table, level, at, job.last, job, stray).map_err(|stop| self.undo(at, stop, stray))
+        self.install(table, level, next, job.last, job).map_err(|error| self.refuse(error, start, job))?;
+        self.fill(table, level, next, job.last, job, stray).map_err(|stop| self.undo(start, stop, stray))
+    }
+
+    /// What to report when no leaf was written since the tables could not be installed.
+    #[cold]
+    fn refuse(&self, error: Error, start: u64, job: &Job) -> MapError {
+        // A large page is in the way; something smaller may be so before it.
+        match (error, self.first_run(self.root_table(), self.top, start, job.last)) {
+            (Error::Exists { .. }, Some(run)) => MapError::from(Error::Exists { iova: run.range.start() }),
+            _ => MapError::from(error),
+        }
     }
 
     /// Makes sure that all tables for `at..=end` are there, in a table of `level` and below.

@@ -27,7 +27,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// - As for [`map`](Self::map), devices may use the memory in the new way.
     pub unsafe fn protect(&self, range: IovaRange, prot: Prot) -> Result<()> {
         let attributes = self.format.attributes(prot)?;
-        let (at, last) = self.offsets(range, self.sizes)?;
+        let (at, last) = self.offsets(range, 0, self.sizes)?;
         self.rewrite(self.root_table(), self.top, at, last, attributes)
     }
 

@@ -119,15 +119,19 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         let mut table = self.root_table();
         loop {
             let found = table.entry(self.index(level, at)).load();
-            match self.kind(level, found) {
-                Kind::Absent => return None,
-                Kind::Leaf => return Some(PhysAddr::new(self.output(level, found, at))),
-                Kind::Table(child) => {
-                    // SAFETY: a table entry of this tree, read by a reader.
-                    table = unsafe { self.table(child) };
-                    level = level.checked_sub(1)?;
+            // Tables first: on a way of four entries three are. No entry of level 0 has the bit.
+            let child = if found & F::VISIBLE != 0 {
+                self.format.table_phys(found)
+            } else {
+                match self.kind(level, found) {
+                    Kind::Absent => return None,
+                    Kind::Leaf => return Some(PhysAddr::new(self.output(level, found, at))),
+                    Kind::Table(child) => child,
                 }
-            }
+            };
+            // SAFETY: a table entry of this tree, read by a reader.
+            table = unsafe { self.table(child) };
+            level = level.wrapping_sub(1);
         }
     }
 

@@ -101,8 +101,8 @@ pub struct PageTable<F: Format, P: Platform> {
     /// The root's level.
     pub(super) top: u8,
     pub(super) walker: WalkerCoherency,
-    /// The first IOVA.
-    start: u64,
+    /// Width of an offset.
+    input_bits: u8,
     /// The last offset.
     span: u64,
     /// The page sizes in use, as bits.
@@ -154,7 +154,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             root_order,
             top: levels - 1,
             walker,
-            start: format.input_start(input_bits),
+            input_bits,
             span: geometry::low_mask(u32::from(input_bits)),
             sizes: sizes.bits(),
             table_last,
@@ -208,17 +208,24 @@ impl<F: Format, P: Platform> PageTable<F, P> {
 
     // What the operations share.
 
-    /// First and last offset of a range of whole pages of the smallest size in `sizes`.
+    /// The first IOVA. A constant in most formats, and so not stored.
     #[inline(always)]
-    pub(super) fn offsets(&self, range: IovaRange, sizes: u64) -> Result<(u64, u64)> {
-        let at = range.start().as_u64().wrapping_sub(self.start);
-        let last = range.last().as_u64().wrapping_sub(self.start);
+    fn start(&self) -> u64 {
+        self.format.input_start(self.input_bits)
+    }
+
+    /// First and last offset of a range that, like `phys`, consists of whole pages of the smallest
+    /// size in `sizes`.
+    #[inline(always)]
+    pub(super) fn offsets(&self, range: IovaRange, phys: u64, sizes: u64) -> Result<(u64, u64)> {
+        let at = range.start().as_u64().wrapping_sub(self.start());
+        let last = range.last().as_u64().wrapping_sub(self.start());
         // An IOVA below the start wraps to a large offset.
         if at > last || last > self.span {
             return Err(self.out_of_range(at));
         }
         let smallest = sizes & sizes.wrapping_neg();
-        if (at | last.wrapping_add(1)) & smallest.wrapping_sub(1) != 0 {
+        if (at | last.wrapping_add(1) | phys) & smallest.wrapping_sub(1) != 0 {
             return Err(Error::Invalid(InvalidReason::Misaligned));
         }
         Ok((at, last))
@@ -233,14 +240,14 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// The offset of an IOVA, if it is one of this table's.
     #[inline(always)]
     pub(super) fn offset(&self, iova: Iova) -> Option<u64> {
-        let at = iova.as_u64().wrapping_sub(self.start);
+        let at = iova.as_u64().wrapping_sub(self.start());
         (at <= self.span).then_some(at)
     }
 
     /// The IOVA at an offset.
     #[inline]
     pub(super) fn iova(&self, at: u64) -> Iova {
-        Iova::new(at.wrapping_add(self.start))
+        Iova::new(at.wrapping_add(self.start()))
     }
 
     /// The range between two offsets, of which `last` is not the smaller.
@@ -277,25 +284,26 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         (if level == self.top { index } else { index & geometry::low_mask(u32::from(F::INDEX_BITS)) }) as usize
     }
 
-    /// The table of level `to` that translates `at`, if all tables on the way are there and visible.
+    /// The table whose entries stand for `1 << to` bytes and that translates `at`, with its level, if
+    /// all tables on the way are there and visible. `to` is the shift of a level of this table.
     #[inline(always)]
-    pub(super) fn descend(&self, at: u64, to: u8) -> Option<Table<'_>> {
+    pub(super) fn descend(&self, at: u64, to: u32) -> Option<(Table<'_>, u8)> {
         let mut level = self.top;
         let mut table = self.root_table();
         let mut shift = geometry::shift::<F>(level);
         let mut index = at >> shift;
-        while level > to {
+        while shift > to {
             let entry = table.entry(index as usize).load();
             if entry & F::VISIBLE == 0 {
                 return None;
             }
-            // SAFETY: a table entry of this tree; who descends owns the range or is a reader.
+            // SAFETY: a table entry of this tree; who descends owns the range.
             table = unsafe { self.table(self.format.table_phys(entry)) };
             shift -= u32::from(F::INDEX_BITS);
             level -= 1;
             index = at >> shift & geometry::low_mask(u32::from(F::INDEX_BITS));
         }
-        Some(table)
+        Some((table, level))
     }
 
     /// What an entry of `level` is.

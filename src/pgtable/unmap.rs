@@ -1,6 +1,6 @@
 //! Unmapping: clear entries, detach tables that are covered whole.
 
-use super::geometry::{entry_last, has_items, level_of, low_mask, shift};
+use super::geometry::{entry_last, has_items, low_mask, shift};
 use super::list::TableList;
 use super::table::Kind;
 use super::{Format, PageSize, PageTable};
@@ -26,35 +26,32 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// No other call that changes the table works on an overlapping range at the same time.
     #[inline]
     pub unsafe fn unmap(&self, range: IovaRange, stray: &mut TableList) -> Result<()> {
-        let (at, last) = self.offsets(range, self.sizes)?;
+        let (at, last) = self.offsets(range, 0, self.sizes)?;
         self.clear(at, last, stray)
     }
 
     #[inline(always)]
     pub(super) fn clear(&self, at: u64, last: u64, stray: &mut TableList) -> Result<()> {
-        let span = at ^ last;
+        let low = at ^ last;
         if last - at < low_mask(shift::<F>(1)) {
-            if span >> shift::<F>(1) == 0
-                && let Some(table) = self.descend(at, 0)
+            if low >> shift::<F>(1) == 0
+                && let Some((table, _)) = self.descend(at, shift::<F>(0))
             {
                 return self.clear_leaves(table, at, last);
             }
-        } else if span & span.wrapping_add(1) == 0 && at & span == 0 {
-            // An aligned power of two: perhaps one large page.
-            let log2 = span.count_ones();
-            let level = level_of::<F>(log2);
-            if level <= self.top
-                && shift::<F>(level) == log2
-                && let Some(table) = self.descend(at, level)
-            {
-                let index = self.index(level, at);
-                let entry = table.entry(index);
-                let found = entry.load();
-                if self.kind(level, found) == Kind::Leaf && self.page_log2(level, found) == log2 {
-                    entry.store(0);
-                    self.clean(table, index, 1);
-                    return Ok(());
-                }
+        } else if !has_items::<F>()
+            && at & low == 0
+            && low & low.wrapping_add(1) == 0
+            && self.sizes & low.wrapping_add(1) != 0
+            && let Some((table, level)) = self.descend(at, low.count_ones())
+        {
+            // An aligned power of two: one large page?
+            let index = self.index(level, at);
+            let entry = table.entry(index);
+            if self.kind(level, entry.load()) == Kind::Leaf {
+                entry.store(0);
+                self.clean(table, index, 1);
+                return Ok(());
             }
         }
         self.clear_tables(self.root_table(), self.top, at, last, stray)
@@ -126,7 +123,12 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             }
         }
         let (chunks, rest) = table.entries(first, count).as_chunks::<8>();
-        for entry in chunks.iter().flatten().chain(rest) {
+        for chunk in chunks {
+            for entry in chunk {
+                entry.store(0);
+            }
+        }
+        for entry in rest {
             entry.store(0);
         }
         self.clean(table, first, count);

@@ -7,6 +7,8 @@ use crate::pool;
 const ADDRESS: u64 = (1 << 52) - (1 << 12);
 const RW: u64 = 3;
 const LARGE: u64 = 1 << 7;
+const K4: u64 = 1 << 12;
+const M2: u64 = 1 << 21;
 
 pub(crate) struct Floor {
     root: u64,
@@ -17,42 +19,87 @@ impl Floor {
         Self { root: pool::alloc().expect("a frame") }
     }
 
-    /// Address of the entry of `level` for `iova`; tables on the way are installed.
+    /// Address of the entry of `LEVEL` for `iova`; tables on the way are installed.
     #[inline(always)]
-    fn entry_or_new(&mut self, iova: u64, level: u32) -> *mut u64 {
+    fn entry_or_new<const LEVEL: u32>(&mut self, iova: u64) -> *mut u64 {
         let mut table = self.root;
-        let mut at = 3;
-        while at > level {
-            let entry = index(table, iova, at);
+        for level in (LEVEL + 1..4).rev() {
+            let entry = index(table, iova, level);
             // SAFETY: an entry of a table of this tree.
             let mut found = unsafe { entry.read() };
             if found & 1 == 0 {
                 found = new_table(entry);
             }
             table = found & ADDRESS;
-            at -= 1;
         }
-        index(table, iova, level)
+        index(table, iova, LEVEL)
     }
 
     #[inline(always)]
-    fn entry(&self, iova: u64, level: u32) -> Option<*mut u64> {
+    fn entry(&self, iova: u64, lowest: u32) -> Option<*mut u64> {
         let mut table = self.root;
-        let mut at = 3;
-        while at > level {
+        for level in (lowest + 1..4).rev() {
             // SAFETY: an entry of a table of this tree.
-            let found = unsafe { index(table, iova, at).read() };
+            let found = unsafe { index(table, iova, level).read() };
             if found & 1 == 0 {
                 return None;
             }
             table = found & ADDRESS;
-            at -= 1;
         }
-        Some(index(table, iova, level))
+        Some(index(table, iova, lowest))
+    }
+
+    #[inline(always)]
+    fn map_pages<const LEVEL: u32>(&mut self, iova: u64, phys: u64, bytes: u64) {
+        let shift = 12 + 9 * LEVEL;
+        let (mut iova, mut value, mut left) = (iova, phys | RW | if LEVEL > 0 { LARGE } else { 0 }, bytes >> shift);
+        while left > 0 {
+            let mut entry = self.entry_or_new::<LEVEL>(iova);
+            let count = in_one_table::<LEVEL>(iova, left);
+            for _ in 0..count {
+                // SAFETY: inside the table, see `in_one_table`.
+                unsafe {
+                    entry.write_volatile(value);
+                    entry = entry.add(1);
+                }
+                value += 1 << shift;
+            }
+            iova += count << shift;
+            left -= count;
+        }
+    }
+
+    #[inline(always)]
+    fn unmap_pages<const LEVEL: u32>(&mut self, iova: u64, bytes: u64) {
+        let shift = 12 + 9 * LEVEL;
+        let (mut iova, mut left) = (iova, bytes >> shift);
+        while left > 0 {
+            let count = in_one_table::<LEVEL>(iova, left);
+            if count == 512
+                && let Some(parent) = self.entry(iova, LEVEL + 1)
+            {
+                // SAFETY: an entry of a table of this tree; the table below is used no more.
+                unsafe {
+                    pool::free(parent.read() & ADDRESS);
+                    parent.write_volatile(0);
+                }
+            } else if let Some(mut entry) = self.entry(iova, LEVEL) {
+                for _ in 0..count {
+                    // SAFETY: inside the table, see `in_one_table`.
+                    unsafe {
+                        entry.write_volatile(0);
+                        entry = entry.add(1);
+                    }
+                }
+            }
+            iova += count << shift;
+            left -= count;
+        }
     }
 }
 
 #[cold]
+#[inline(never)]
 fn new_table(entry: *mut u64) -> u64 {
     let link = pool::alloc().expect("a frame") | RW;
     // SAFETY: an entry of a table of this tree.
@@ -65,55 +112,26 @@ fn index(table: u64, iova: u64, level: u32) -> *mut u64 {
     (table as *mut u64).wrapping_add((iova >> (12 + 9 * level) & 511) as usize)
 }
 
-#[inline(always)]
-fn level_of(page: u64) -> u32 {
-    (page.trailing_zeros() - 12) / 9
-}
-
 /// Entries of the table that holds the one for `iova` from there on, at most `left`.
 #[inline(always)]
-fn in_one_table(iova: u64, level: u32, left: u64) -> u64 {
-    left.min(512 - (iova >> (12 + 9 * level) & 511))
+fn in_one_table<const LEVEL: u32>(iova: u64, left: u64) -> u64 {
+    left.min(512 - (iova >> (12 + 9 * LEVEL) & 511))
 }
 
 impl Contender for Floor {
     fn map(&mut self, iova: u64, phys: u64, bytes: u64, page: u64) {
-        let level = level_of(page);
-        let (mut iova, mut value, mut left) = (iova, phys | RW | if level > 0 { LARGE } else { 0 }, bytes / page);
-        while left > 0 {
-            let first = self.entry_or_new(iova, level);
-            let count = in_one_table(iova, level, left);
-            for entry in 0..count {
-                // SAFETY: inside the table, see `in_one_table`.
-                unsafe { first.add(entry as usize).write_volatile(value) };
-                value += page;
-            }
-            iova += count * page;
-            left -= count;
+        match page {
+            K4 => self.map_pages::<0>(iova, phys, bytes),
+            M2 => self.map_pages::<1>(iova, phys, bytes),
+            _ => self.map_pages::<2>(iova, phys, bytes),
         }
     }
 
     fn unmap(&mut self, iova: u64, bytes: u64, page: u64) {
-        let level = level_of(page);
-        let (mut iova, mut left) = (iova, bytes / page);
-        while left > 0 {
-            let count = in_one_table(iova, level, left);
-            if count == 512
-                && let Some(parent) = self.entry(iova, level + 1)
-            {
-                // SAFETY: an entry of a table of this tree; the table below is used no more.
-                unsafe {
-                    pool::free(parent.read() & ADDRESS);
-                    parent.write_volatile(0);
-                }
-            } else if let Some(first) = self.entry(iova, level) {
-                for entry in 0..count {
-                    // SAFETY: inside the table, see `in_one_table`.
-                    unsafe { first.add(entry as usize).write_volatile(0) };
-                }
-            }
-            iova += count * page;
-            left -= count;
+        match page {
+            K4 => self.unmap_pages::<0>(iova, bytes),
+            M2 => self.unmap_pages::<1>(iova, bytes),
+            _ => self.unmap_pages::<2>(iova, bytes),
         }
     }
 
