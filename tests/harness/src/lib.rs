@@ -1,1 +1,56 @@
 //! Machines with an IOMMU to test drivers on.
+//!
+//! A [`Machine`] is guest RAM, PCI functions that do DMA, firmware tables and the registers of an
+//! IOMMU. The driver under test runs in the test's own process, on a [`MachinePlatform`]: its frames
+//! lie in the guest's RAM, and its register accesses go to the machine.
+//!
+//! ```no_run
+//! use iommu_harness::{Machine, QemuX86, VtdOptions, X86Options};
+//!
+//! let machine = QemuX86::start(&X86Options::new().vtd(VtdOptions::default()).lsi("lsi0"))?;
+//! let device = machine.device("lsi0");
+//! let (from, to) = (machine.buffer(4096)?, machine.buffer(4096)?);
+//! from.fill(0x5a);
+//! // Translation is still off, so that an IOVA is a physical address.
+//! device.copy(from.iova(), to.iova(), 4096)?;
+//! assert_eq!(to.to_vec(), [0x5a; 4096]);
+//! # Ok::<(), iommu_harness::Error>(())
+//! ```
+//!
+//! | Module | What it does |
+//! |---|---|
+//! | [`qemu`] | starts QEMU and speaks its qtest protocol |
+//! | [`machine`] | the trait, and buffers in guest RAM |
+//! | [`platform`] | `iommu::platform::Platform` over a machine |
+//! | [`devices`] | PCI functions as DMA engines |
+//! | [`pci`] | configuration space, bus numbers and BARs |
+//! | [`firmware`] | ACPI tables |
+//! | [`options`] | which machine is wanted |
+//! | [`quirks`] | what versions of QEMU do differently from the specification |
+//! | [`runner`] | tests that can say *ignored, and why* |
+#![deny(missing_docs)]
+
+pub mod bus;
+pub mod devices;
+mod error;
+pub mod firmware;
+mod frames;
+pub mod machine;
+pub mod options;
+pub mod pci;
+pub mod platform;
+pub mod qemu;
+pub mod quirks;
+mod ram;
+pub mod runner;
+
+pub use devices::{Access, DmaDevice, DmaOutcome, Workspace};
+pub use error::{Error, Result};
+pub use frames::FramePool;
+pub use machine::{Buffer, Machine};
+pub use options::{Node, Topology, VtdOptions, X86Options};
+pub use platform::MachinePlatform;
+pub use qemu::QemuX86;
+pub use quirks::{QemuQuirks, QemuVersion};
+pub use ram::GuestRam;
+pub use runner::{Suite, TestResult};

@@ -1,0 +1,226 @@
+//! Which machine is wanted: its IOMMU, its RAM, its PCI devices.
+
+use crate::quirks::QemuQuirks;
+
+/// The options of QEMU's VT-d unit. The default is QEMU's own.
+///
+/// ```
+/// use iommu_harness::VtdOptions;
+/// let options = VtdOptions { caching_mode: true, ..VtdOptions::default() };
+/// assert_eq!(options.to_string(), "intel-iommu,caching-mode=on");
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VtdOptions {
+    /// Width of an IOVA: 39 or 48 bits. `None` is QEMU's default, see
+    /// [`QemuQuirks::vtd_default_address_bits`].
+    pub address_bits: Option<u8>,
+    /// Whether the unit says that it may cache entries that are not present (CAP.CM).
+    pub caching_mode: bool,
+    /// Whether the unit supports device TLBs (ECAP.DT).
+    pub device_iotlb: bool,
+    /// Scalable mode, second stage (ECAP.SMTS, SSTS).
+    pub scalable: bool,
+    /// Scalable mode with the first stage instead (ECAP.FSTS); needs QEMU 10.
+    pub first_stage: bool,
+    /// Pass-through (ECAP.PT).
+    pub pass_through: bool,
+    /// Interrupt remapping (ECAP.IR).
+    pub interrupt_remapping: bool,
+    /// Snoop control (ECAP.SC).
+    pub snoop_control: bool,
+    /// DMA remapping at all; without it CAP.SAGAW is 0.
+    pub dma_translation: bool,
+}
+
+impl Default for VtdOptions {
+    fn default() -> Self {
+        Self {
+            address_bits: None,
+            caching_mode: false,
+            device_iotlb: false,
+            scalable: false,
+            first_stage: false,
+            pass_through: true,
+            interrupt_remapping: true,
+            snoop_control: false,
+            dma_translation: true,
+        }
+    }
+}
+
+impl VtdOptions {
+    /// Width of an IOVA in bits, on a version with these quirks.
+    pub fn address_bits(&self, quirks: &QemuQuirks) -> u8 {
+        self.address_bits.unwrap_or(quirks.vtd_default_address_bits)
+    }
+}
+
+impl std::fmt::Display for VtdOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let normal = Self::default();
+        f.write_str("intel-iommu")?;
+        if let Some(bits) = self.address_bits {
+            write!(f, ",aw-bits={bits}")?;
+        }
+        let switches = [
+            ("caching-mode", self.caching_mode, normal.caching_mode),
+            ("device-iotlb", self.device_iotlb, normal.device_iotlb),
+            ("x-scalable-mode", self.scalable || self.first_stage, false),
+            ("x-flts", self.first_stage, normal.first_stage),
+            ("pt", self.pass_through, normal.pass_through),
+            ("intremap", self.interrupt_remapping, normal.interrupt_remapping),
+            ("snoop-control", self.snoop_control, normal.snoop_control),
+            ("dma-translation", self.dma_translation, normal.dma_translation),
+        ];
+        // What has its default is left out, since not every version knows every switch.
+        for (name, value, _) in switches.iter().filter(|(_, value, default)| value != default) {
+            write!(f, ",{name}={}", if *value { "on" } else { "off" })?;
+        }
+        Ok(())
+    }
+}
+
+/// A kind of DMA engine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Engine {
+    /// QEMU's teaching device: one buffer of 4 KiB, 64-bit addresses.
+    Edu,
+    /// The LSI 53C895A SCSI controller: copies between two 32-bit addresses, at once.
+    Lsi,
+}
+
+/// A kind of bridge. What the IOMMU sees of a request from behind it differs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bridge {
+    /// `pcie-root-port`: one device behind it, seen as itself.
+    RootPort,
+    /// `pcie-pci-bridge`: everything behind it is seen as function 0 of device 0 on its secondary bus.
+    PcieToPci,
+    /// `i82801b11-bridge`, a conventional bridge on the root bus: everything behind it is seen as the
+    /// bridge itself.
+    Conventional,
+}
+
+/// A device on a bus: an engine, or a bridge with what is behind it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Node {
+    pub(crate) name: String,
+    pub(crate) place: Option<(u8, u8)>,
+    pub(crate) kind: NodeKind,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum NodeKind {
+    Engine(Engine),
+    Bridge(Bridge, Vec<Node>),
+}
+
+impl Node {
+    /// An `edu` called `name`.
+    pub fn edu(name: &str) -> Self {
+        Self::engine(Engine::Edu, name)
+    }
+
+    /// An LSI 53C895A called `name`.
+    pub fn lsi(name: &str) -> Self {
+        Self::engine(Engine::Lsi, name)
+    }
+
+    /// An engine called `name`.
+    pub fn engine(engine: Engine, name: &str) -> Self {
+        Self { name: name.to_owned(), place: None, kind: NodeKind::Engine(engine) }
+    }
+
+    /// A bridge called `name`, with `children` on its secondary bus.
+    pub fn bridge(bridge: Bridge, name: &str, children: impl IntoIterator<Item = Self>) -> Self {
+        let kind = NodeKind::Bridge(bridge, children.into_iter().collect());
+        Self { name: name.to_owned(), place: None, kind }
+    }
+
+    /// Puts it at this device and function number of its bus. Otherwise it gets the next free device
+    /// number: from 1, or 0 behind a root port.
+    pub fn at(mut self, device: u8, function: u8) -> Self {
+        self.place = Some((device, function));
+        self
+    }
+
+    fn any(&self, wanted: &dyn Fn(&Engine) -> bool) -> bool {
+        match &self.kind {
+            NodeKind::Engine(engine) => wanted(engine),
+            NodeKind::Bridge(_, children) => children.iter().any(|child| child.any(wanted)),
+        }
+    }
+}
+
+/// Devices on the root bus.
+pub type Topology = Vec<Node>;
+
+/// A q35 machine.
+///
+/// ```
+/// use iommu_harness::options::Bridge;
+/// use iommu_harness::{Node, VtdOptions, X86Options};
+/// let options = X86Options::new()
+///     .vtd(VtdOptions::default())
+///     .edu("alone")
+///     .node(Node::bridge(Bridge::PcieToPci, "bridge", [Node::edu("first"), Node::edu("second")]));
+/// ```
+#[derive(Clone, Debug)]
+pub struct X86Options {
+    pub(crate) vtd: Option<VtdOptions>,
+    pub(crate) ram_bytes: u64,
+    pub(crate) topology: Topology,
+    pub(crate) extra: Vec<String>,
+}
+
+impl Default for X86Options {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl X86Options {
+    /// 256 MiB of RAM, no IOMMU, no devices of our own.
+    pub fn new() -> Self {
+        Self { vtd: None, ram_bytes: 256 << 20, topology: Topology::new(), extra: Vec::new() }
+    }
+
+    /// With a VT-d unit.
+    pub fn vtd(mut self, options: VtdOptions) -> Self {
+        self.vtd = Some(options);
+        self
+    }
+
+    /// With this much RAM, a multiple of 2 MiB and at least 64 MiB. Only what is touched costs memory.
+    pub fn ram_bytes(mut self, bytes: u64) -> Self {
+        self.ram_bytes = bytes;
+        self
+    }
+
+    /// With an `edu` called `name` on the root bus.
+    pub fn edu(self, name: &str) -> Self {
+        self.node(Node::edu(name))
+    }
+
+    /// With an LSI 53C895A called `name` on the root bus.
+    pub fn lsi(self, name: &str) -> Self {
+        self.node(Node::lsi(name))
+    }
+
+    /// With this device on the root bus.
+    pub fn node(mut self, node: Node) -> Self {
+        self.topology.push(node);
+        self
+    }
+
+    /// With more of QEMU's own arguments, after all others.
+    pub fn arguments<'a>(mut self, arguments: impl IntoIterator<Item = &'a str>) -> Self {
+        self.extra.extend(arguments.into_iter().map(str::to_owned));
+        self
+    }
+
+    /// Whether a device needs the machine's clock to run: edu's transfers take 100 ms of it.
+    pub(crate) fn needs_clock(&self) -> bool {
+        self.topology.iter().any(|node| node.any(&|engine| *engine == Engine::Edu))
+    }
+}

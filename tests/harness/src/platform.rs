@@ -1,0 +1,153 @@
+//! The driver's platform: frames in guest RAM, registers of the machine.
+
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time;
+
+use iommu::platform::{Hosted, Instant, Platform};
+use iommu::{PhysAddr, PhysRange, Result};
+
+use crate::bus::{Bus, BusRegisters};
+use crate::frames::FramePool;
+use crate::ram::GuestRam;
+
+/// How many threads may call into a driver at once; each stands for a processor.
+pub const PROCESSORS: usize = 32;
+
+/// [`Platform`] over a machine. Clones stand for the same platform.
+///
+/// The machine may be gone before the last clone is: RAM stays mapped, registers read as all ones.
+#[derive(Clone)]
+pub struct MachinePlatform {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    bus: Arc<dyn Bus>,
+    pool: FramePool,
+}
+
+impl MachinePlatform {
+    /// A platform whose frames come from `pool` and whose registers lie on `bus`.
+    pub fn new(bus: Arc<dyn Bus>, pool: FramePool) -> Self {
+        Self { shared: Arc::new(Shared { bus, pool }) }
+    }
+
+    /// The allocator of frames: counters, failures on demand, poison.
+    pub fn frames(&self) -> &FramePool {
+        &self.shared.pool
+    }
+
+    /// Frames that the driver holds now.
+    pub fn frames_in_use(&self) -> usize {
+        self.frames().in_use()
+    }
+
+    /// The guest's RAM.
+    pub fn guest_ram(&self) -> &Arc<GuestRam> {
+        self.shared.pool.ram()
+    }
+}
+
+// SAFETY: the pool gives each frame to one holder, out of RAM that stays mapped while a clone of the
+// platform lives. `Hosted` fits devices that are software on this processor. Processor numbers are
+// below `PROCESSORS`, and no two live threads share one.
+unsafe impl Platform for MachinePlatform {
+    type Registers = BusRegisters;
+    type Processor = Hosted;
+
+    fn alloc_frames(&self, order: u8, last: PhysAddr) -> Option<PhysAddr> {
+        self.frames().alloc(order, last)
+    }
+
+    unsafe fn free_frames(&self, first: PhysAddr, order: u8) {
+        self.frames().free(first, order);
+    }
+
+    fn phys_to_virt(&self, phys: PhysAddr) -> NonNull<u8> {
+        match self.guest_ram().pointer(phys) {
+            Some(pointer) => pointer,
+            None => panic!("the driver asked where {phys} is mapped, which is not RAM"),
+        }
+    }
+
+    fn map_registers(&self, base: PhysAddr, bytes: usize) -> Result<BusRegisters> {
+        Ok(BusRegisters::new(self.shared.bus.clone(), base, bytes))
+    }
+
+    fn now(&self) -> Instant {
+        static START: OnceLock<time::Instant> = OnceLock::new();
+        let elapsed = START.get_or_init(time::Instant::now).elapsed();
+        Instant::from_nanos(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn processor_id(&self) -> usize {
+        processor_of_this_thread()
+    }
+
+    fn processor_count(&self) -> usize {
+        PROCESSORS
+    }
+
+    fn ram(&self, visit: &mut dyn FnMut(PhysRange)) {
+        self.guest_ram().ranges().for_each(visit);
+    }
+}
+
+impl fmt::Debug for MachinePlatform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MachinePlatform").field(self.frames()).finish()
+    }
+}
+
+/// A number that no other live thread has.
+fn processor_of_this_thread() -> usize {
+    static TAKEN: AtomicU64 = AtomicU64::new(0);
+    struct Processor(usize);
+    impl Processor {
+        fn take() -> Self {
+            let claim = |taken: u64| {
+                let free = taken.trailing_ones() as usize;
+                (free < PROCESSORS).then_some(taken | 1 << free)
+            };
+            match TAKEN.fetch_update(Ordering::AcqRel, Ordering::Acquire, claim) {
+                Ok(before) => Self(before.trailing_ones() as usize),
+                Err(_) => panic!("more than {PROCESSORS} threads in drivers at once"),
+            }
+        }
+    }
+    impl Drop for Processor {
+        fn drop(&mut self) {
+            TAKEN.fetch_and(!(1 << self.0), Ordering::AcqRel);
+        }
+    }
+    thread_local!(static PROCESSOR: Processor = Processor::take());
+    // While a thread ends its locals may be gone; it is the only user of its last number then.
+    PROCESSOR.try_with(|processor| processor.0).unwrap_or(PROCESSORS - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+
+    use super::{PROCESSORS, processor_of_this_thread};
+
+    #[test]
+    fn live_threads_have_different_processors() {
+        let both = Barrier::new(2);
+        let number = || {
+            let number = processor_of_this_thread();
+            both.wait();
+            number
+        };
+        let (first, second) = thread::scope(|scope| {
+            let (first, second) = (scope.spawn(number), scope.spawn(number));
+            (first.join().unwrap(), second.join().unwrap())
+        });
+        assert_ne!(first, second);
+        assert!(first < PROCESSORS && second < PROCESSORS);
+    }
+}

@@ -1,0 +1,113 @@
+//! The command line of a q35 machine.
+
+use std::path::Path;
+
+use crate::options::{Bridge, Engine, Node, NodeKind, X86Options};
+
+/// QEMU's arguments for `options`, with the files in `directory`.
+pub(super) fn arguments(options: &X86Options, directory: &Path) -> Vec<String> {
+    let file = |name: &str| directory.join(name).display().to_string();
+    let bytes = options.ram_bytes;
+    let mut line = Line(Vec::new());
+    line.pair("-machine", "q35,accel=tcg,memory-backend=ram0");
+    line.pair("-m", &format!("{}M", bytes >> 20));
+    line.pair("-object", &format!("memory-backend-file,id=ram0,size={bytes},mem-path={},share=on", file("ram")));
+    line.pair("-display", "none");
+    line.pair("-monitor", "none");
+    line.pair("-serial", "none");
+    line.0.push("-nodefaults".to_owned());
+    line.pair("-bios", &file("stub"));
+    if options.needs_clock() {
+        // An idle processor makes the clock jump to the next timer, which keeps a core busy.
+        line.pair("-icount", "shift=0,sleep=off");
+    } else {
+        line.0.push("-S".to_owned());
+    }
+    // Before the devices that it translates for.
+    if let Some(vtd) = &options.vtd {
+        line.pair("-device", &vtd.to_string());
+    }
+    line.devices(&options.topology, "pcie.0", None);
+    line.pair("-qtest", &format!("unix:{}", file("qtest")));
+    line.pair("-qtest-log", "/dev/null");
+    line.0.extend(options.extra.iter().cloned());
+    line.0
+}
+
+/// Device and function number of each node on a bus: what it asked for, or the next device that is
+/// free.
+pub(super) fn place(nodes: &[Node], parent: Option<Bridge>) -> Vec<(u8, u8)> {
+    // A root port has one slot; others may keep theirs for a hot-plug controller.
+    let mut next = if parent == Some(Bridge::RootPort) { 0 } else { 1 };
+    let mut places = Vec::new();
+    for node in nodes {
+        let place = node.place.unwrap_or_else(|| {
+            while nodes.iter().any(|other| other.place.is_some_and(|(device, _)| device == next)) {
+                next += 1;
+            }
+            next += 1;
+            (next - 1, 0)
+        });
+        places.push(place);
+    }
+    places
+}
+
+struct Line(Vec<String>);
+
+impl Line {
+    fn pair(&mut self, option: &str, value: &str) {
+        self.0.extend([option.to_owned(), value.to_owned()]);
+    }
+
+    fn devices(&mut self, nodes: &[Node], bus: &str, parent: Option<Bridge>) {
+        let places = place(nodes, parent);
+        for (node, (device, function)) in nodes.iter().zip(&places) {
+            let name = &node.name;
+            let kind = match &node.kind {
+                NodeKind::Engine(Engine::Edu) => "edu,dma_mask=0xffffffffffffffff".to_owned(),
+                NodeKind::Engine(Engine::Lsi) => "lsi53c895a".to_owned(),
+                // Two root ports on one chassis need different slots; a chassis each does, too.
+                NodeKind::Bridge(Bridge::RootPort, _) => format!("pcie-root-port,chassis={}", device + 1),
+                NodeKind::Bridge(Bridge::PcieToPci, _) => "pcie-pci-bridge".to_owned(),
+                NodeKind::Bridge(Bridge::Conventional, _) => "i82801b11-bridge".to_owned(),
+            };
+            let shares = places.iter().filter(|(other, _)| other == device).count() > 1;
+            let many = if shares && *function == 0 { ",multifunction=on" } else { "" };
+            self.pair("-device", &format!("{kind},id={name},bus={bus},addr={device:#x}.{function}{many}"));
+            if let NodeKind::Bridge(bridge, children) = &node.kind {
+                self.devices(children, name, Some(*bridge));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{arguments, place};
+    use crate::options::{Bridge, Node, VtdOptions, X86Options};
+
+    #[test]
+    fn devices_get_the_numbers_that_are_free() {
+        let nodes = [Node::edu("a"), Node::edu("b").at(1, 0), Node::edu("c").at(1, 2), Node::lsi("d")];
+        assert_eq!(place(&nodes, None), [(2, 0), (1, 0), (1, 2), (3, 0)]);
+        assert_eq!(place(&nodes[..1], Some(Bridge::RootPort)), [(0, 0)]);
+    }
+
+    #[test]
+    fn the_unit_comes_before_what_it_translates_for() {
+        let nodes = Node::bridge(Bridge::PcieToPci, "bridge", [Node::lsi("lsi")]);
+        let options = X86Options::new().vtd(VtdOptions { pass_through: false, ..VtdOptions::default() }).node(nodes);
+        let line = arguments(&options, "/d".as_ref()).join(" ");
+        let devices: Vec<_> = line.split(" -").filter(|option| option.starts_with("device ")).collect();
+        assert_eq!(
+            devices,
+            [
+                "device intel-iommu,pt=off",
+                "device pcie-pci-bridge,id=bridge,bus=pcie.0,addr=0x1.0",
+                "device lsi53c895a,id=lsi,bus=bridge,addr=0x1.0"
+            ]
+        );
+        assert!(line.contains(" -S ") && !line.contains("icount"));
+    }
+}

@@ -1,0 +1,85 @@
+//! What versions of QEMU do otherwise than the specification, named in one place.
+//!
+//! Quirks concern the harness and what a test may expect. They never bend the driver under test.
+
+use std::fmt;
+
+/// The version of a QEMU.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct QemuVersion {
+    /// First number.
+    pub major: u16,
+    /// Second number.
+    pub minor: u16,
+    /// Third number.
+    pub patch: u16,
+}
+
+impl QemuVersion {
+    /// The version with these numbers.
+    pub const fn new(major: u16, minor: u16, patch: u16) -> Self {
+        Self { major, minor, patch }
+    }
+
+    /// Finds the version in what `--version` prints.
+    ///
+    /// ```
+    /// use iommu_harness::QemuVersion;
+    /// let text = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)";
+    /// assert_eq!(QemuVersion::parse(text), Some(QemuVersion::new(7, 2, 22)));
+    /// ```
+    pub fn parse(text: &str) -> Option<Self> {
+        let numbers = text.split_once("version ")?.1.split(|c: char| !c.is_ascii_digit() && c != '.').next()?;
+        let mut numbers = numbers.split('.').map(|number| number.parse().ok());
+        let (major, minor) = (numbers.next()??, numbers.next()??);
+        Some(Self { major, minor, patch: numbers.next().flatten().unwrap_or(0) })
+    }
+}
+
+impl fmt::Display for QemuVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
+    }
+}
+
+/// How the VT-d unit and the devices of one version behave.
+///
+/// True of every version known: the IOTLB and the context cache hold no negative entries, so that a
+/// missing flush after a first mapping cannot be seen; there is one fault record, and repeated
+/// faults of one source are dropped while it is pending; a DMA that fails is split into accesses of 4
+/// bytes at most, each of which may be recorded, so that only an aligned access of 4 bytes
+/// ([`DmaDevice::poke`](crate::DmaDevice::poke)) gives exactly one record; and a write that hits a
+/// cached read-only translation is dropped without a record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct QemuQuirks {
+    /// Offset in edu's buffer that no transfer may reach, or QEMU ends: 4096 itself may not be
+    /// touched by old versions, which check one byte too early.
+    pub edu_buffer_end: u64,
+    /// Address width of the unit when the options do not say.
+    pub vtd_default_address_bits: u8,
+    /// Offsets of 32-bit registers at which a 64-bit write ends QEMU. (A driver that follows the
+    /// specification makes none.)
+    pub vtd_fatal_quad_writes: &'static [usize],
+    /// Whether a wait descriptor that both writes status and interrupts ends QEMU.
+    pub vtd_wait_with_both_is_fatal: bool,
+    /// Whether the PASID field of a fault record is garbage in legacy mode, where it has no meaning.
+    pub vtd_fault_pasid_is_garbage: bool,
+    /// Whether PASID-cache and PASID-based IOTLB invalidations are accepted and ignored.
+    pub vtd_ignores_pasid_invalidations: bool,
+}
+
+impl QemuQuirks {
+    /// The quirks of `version`. What lies between measured versions is taken for the older.
+    pub const fn of(version: QemuVersion) -> Self {
+        let old = version.major < 10;
+        Self {
+            edu_buffer_end: if old { 4095 } else { 4096 },
+            vtd_default_address_bits: if old { 39 } else { 48 },
+            vtd_fatal_quad_writes: if old { &[0x38, 0xa0, 0xa8] } else { &[] },
+            vtd_wait_with_both_is_fatal: old,
+            vtd_fault_pasid_is_garbage: old,
+            vtd_ignores_pasid_invalidations: old,
+        }
+    }
+}
