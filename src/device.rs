@@ -7,12 +7,12 @@ use crate::frames::Ref;
 use crate::group::Group;
 use crate::id::{PciAddress, SourceId};
 use crate::ops::Unit;
-use crate::pci::MAX_DEPTH;
+use crate::pci::{MAX_ALIASES, MAX_DEPTH};
 use crate::region::ReservedRegions;
 use crate::window::Windows;
 
 /// The most source ids under which requests of one device arrive: its own and its aliases.
-pub const MAX_SOURCES: usize = 8;
+pub const MAX_SOURCES: usize = MAX_ALIASES;
 
 /// Which device it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -60,7 +60,7 @@ pub struct DeviceInfo {
     pub id: DeviceId,
     /// Under which source ids its requests arrive; at least one.
     pub sources: heapless::Vec<SourceId, MAX_SOURCES>,
-    /// The bridges above a PCI function, from the root complex down.
+    /// The bridges above a PCI function, the nearest first, up to the root port.
     pub bridges: heapless::Vec<PciAddress, MAX_DEPTH>,
     /// Whether it is trusted.
     pub trust: Trust,

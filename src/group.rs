@@ -5,7 +5,8 @@ use core::num::NonZeroU64;
 
 use crate::domain::Domain;
 use crate::frames::Ref;
-use crate::pci::GroupKey;
+use crate::id::SourceId;
+use crate::pci;
 use crate::sync::Lock;
 
 /// Who owns the DMA of a group: any number that its owner alone uses.
@@ -17,6 +18,15 @@ pub struct Owner(pub NonZeroU64);
 /// Attaching works on groups: all devices of a group have the same domain.
 #[derive(Clone)]
 pub struct Group(Ref<GroupSlot>);
+
+/// What the members of a group have in common.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GroupKey {
+    /// PCI functions that topology and ACS do not keep apart.
+    Pci(pci::GroupKey),
+    /// A platform device, alone.
+    Platform(SourceId),
+}
 
 /// What lies in the slab for each group.
 pub(crate) struct GroupSlot {

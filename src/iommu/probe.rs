@@ -6,10 +6,10 @@ use super::{BootPolicy, Iommu};
 use crate::device::{Device, DeviceFeatures, DeviceId, DeviceInfo, DeviceIommu, DeviceSlot, Trust};
 use crate::domain::DomainKind;
 use crate::error::{BusyReason, Error, InvalidReason, Result, WaitReason};
-use crate::group::{Group, GroupSlot, GroupState};
+use crate::group::{Group, GroupKey, GroupSlot, GroupState};
 use crate::id::PciAddress;
 use crate::ops::{Coverage, DomainSpec, Unit};
-use crate::pci::{self, GroupKey, NoPci, PciConfig, PciFunction};
+use crate::pci::{self, PciConfig, PciFunction};
 use crate::platform::Platform;
 use crate::region::{RegionKind, ReservedRegions};
 use crate::sync::{Lock, wait_until};
@@ -30,15 +30,16 @@ impl<P: Platform> Iommu<P> {
     #[doc(alias = "iommu_probe_device")]
     pub fn probe_pci(&self, pci: &dyn PciConfig, address: PciAddress, trust: Trust) -> Result<Device> {
         let function = PciFunction::read(pci, address).ok_or(Error::NoDevice)?;
-        let bridges = pci::path(pci, address)?.iter().map(|bridge| bridge.address).collect();
+        let bridges = pci::path(pci, address)?.iter().rev().map(|bridge| bridge.address).collect();
         let sources = pci::aliases(pci, address)?.iter().map(|alias| alias.source_id()).collect();
+        pci::enable_acs(pci, address)?;
         let features = DeviceFeatures {
             ats: function.ats.is_some(),
             pri: function.pri.is_some(),
             pasid_bits: function.pasid.map_or(0, |pasid| pasid.width),
         };
         let info = DeviceInfo { id: DeviceId::Pci(address), sources, bridges, trust, features };
-        let key = pci::group_key(pci, address)?;
+        let key = GroupKey::Pci(pci::group_key(pci, address)?);
         self.probe(info, key, pci)
     }
 
@@ -47,7 +48,7 @@ impl<P: Platform> Iommu<P> {
     /// # Errors
     /// As [`probe_pci`](Self::probe_pci).
     pub fn probe_platform(&self, info: DeviceInfo) -> Result<Device> {
-        let key = GroupKey::platform(*info.sources.first().ok_or(Error::NoDevice)?);
+        let key = GroupKey::Platform(*info.sources.first().ok_or(Error::NoDevice)?);
         self.probe(info, key, &NoPci)
     }
 
@@ -177,6 +178,17 @@ impl<P: Platform> Iommu<P> {
         })
         .map_err(|_| Error::Busy(BusyReason::Changing))
     }
+}
+
+/// What a platform device is probed with: no function answers.
+struct NoPci;
+
+impl PciConfig for NoPci {
+    fn read32(&self, _function: PciAddress, _offset: u16) -> u32 {
+        u32::MAX
+    }
+
+    fn write32(&self, _function: PciAddress, _offset: u16, _value: u32) {}
 }
 
 /// The right to add and remove devices.

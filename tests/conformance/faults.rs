@@ -1,0 +1,78 @@
+//! What is refused, and what the record says of it.
+
+use iommu::{FaultKind, Iova, Prot};
+use iommu_harness::{Access, Machine, TestResult};
+
+use crate::rig::{Rig, map};
+
+pub fn unmapped(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let _domain = rig.attached("edu")?;
+    let write = rig.assert_blocked("edu", Iova::new(0x2_0000), Access::Write);
+    assert_eq!((write.kind, write.reason, write.pasid), (FaultKind::Translation, 5, None));
+    let read = rig.assert_blocked("edu", Iova::new(0x3_0000), Access::Read);
+    assert_eq!((read.kind, read.reason, read.pasid), (FaultKind::Translation, 6, None));
+    assert_eq!(Some(write.unit), machine.iommu_base());
+    Ok(())
+}
+
+pub fn read_only(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let buffer = machine.buffer(4096)?;
+    map(&domain, 0x10_0000, &buffer, Prot::READ)?;
+    buffer.fill(0x77);
+    // First the write: a unit may drop a write silently that hits a cached read-only entry.
+    let fault = rig.assert_blocked("edu", Iova::new(0x10_0000), Access::Write);
+    assert_eq!((fault.kind, fault.reason), (FaultKind::Translation, 5));
+    assert_eq!(rig.engine("edu").dma_read(Iova::new(0x10_0000), 64)?, [0x77; 64]);
+    assert!(buffer.is_filled(0x77));
+    Ok(())
+}
+
+pub fn write_only(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let buffer = machine.buffer(4096)?;
+    map(&domain, 0x10_0000, &buffer, Prot::WRITE)?;
+    let fault = rig.assert_blocked("edu", Iova::new(0x10_0000), Access::Read);
+    assert_eq!((fault.kind, fault.reason), (FaultKind::Translation, 6));
+    let _ = rig.engine("edu").dma_write(Iova::new(0x10_0000), &[0x42; 64])?;
+    assert_eq!(buffer.read(0, 64), [0x42; 64]);
+    Ok(())
+}
+
+pub fn beyond_the_width(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let last = domain.geometry().expect("a paging domain has windows").last();
+    let beyond = last.checked_add(1).expect("fewer than 64 bits");
+    let fault = rig.assert_blocked("edu", beyond, Access::Write);
+    assert_eq!((fault.kind, fault.reason), (FaultKind::AddressSize, 4));
+    Ok(())
+}
+
+/// A transfer that leaves its mapping: the part inside arrives, the rest does not.
+pub fn across_the_end(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let buffer = machine.buffer(0x2000)?;
+    let inside = crate::rig::range(0x10_0000, 0x1000);
+    // SAFETY: the buffer outlives what the device does.
+    unsafe { domain.map(inside, buffer.phys(), Prot::RW) }?;
+    let _ = rig.engine("edu").dma_write(Iova::new(0x10_0f00), &[0x55; 512])?;
+    assert_eq!(buffer.read(0xf00, 256), [0x55; 256]);
+    assert_eq!(buffer.read(0x1000, 0x1000), [0; 0x1000]);
+    assert!(rig.faults().iter().any(|fault| fault.iova == Some(Iova::new(0x10_1000))));
+    Ok(())
+}
+
+/// The unit has room for few records: each must be taken before the next one comes.
+pub fn each_one_is_told(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let _domain = rig.attached("edu")?;
+    for page in 0..8 {
+        rig.assert_blocked("edu", Iova::new(0x10_0000 + page * 0x1000), Access::Write);
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! What a driver must make of the hardware, seen from the devices: one suite over every machine.
+//!
+//! Each case starts a machine, brings its IOMMU up as a kernel would, has real devices do DMA and
+//! looks at memory and at the fault log. A case knows nothing of the kind of machine.
+
+mod aliases;
+mod domains;
+mod faults;
+mod regions;
+mod rig;
+mod translation;
+
+use iommu_harness::options::Bridge;
+use iommu_harness::{Machine, Node, QemuX86, Suite, TestResult, VtdOptions, X86Options};
+
+/// A case, and the devices that it needs.
+struct Case {
+    name: &'static str,
+    devices: fn() -> Vec<Node>,
+    run: fn(&dyn Machine) -> TestResult,
+}
+
+/// Cases that every configuration runs.
+const CASES: &[Case] = &[
+    Case { name: "translation::small_pages", devices: one_edu, run: translation::small_pages },
+    Case { name: "translation::odd_offsets", devices: one_edu, run: translation::odd_offsets },
+    Case { name: "translation::large_pages", devices: one_edu, run: translation::large_pages },
+    Case { name: "translation::huge_pages", devices: one_edu, run: translation::huge_pages },
+    Case { name: "translation::long_copy", devices: one_lsi, run: translation::long_copy },
+    Case { name: "translation::scattered", devices: one_edu, run: translation::scattered },
+    Case { name: "translation::top_of_the_window", devices: one_edu, run: translation::top_of_the_window },
+    Case { name: "translation::unmap_after_warm", devices: one_edu, run: translation::unmap_after_warm },
+    Case { name: "translation::unmap_many_after_warm", devices: one_edu, run: translation::unmap_many_after_warm },
+    Case { name: "translation::remap_is_seen", devices: one_edu, run: translation::remap_is_seen },
+    Case { name: "translation::protect_is_seen", devices: one_edu, run: translation::protect_is_seen },
+    Case { name: "translation::cut_keeps_the_rest", devices: one_edu, run: translation::cut_keeps_the_rest },
+    Case { name: "translation::table_comes_back", devices: one_edu, run: translation::table_comes_back },
+    Case { name: "translation::deferred", devices: one_edu, run: translation::deferred },
+    Case { name: "faults::unmapped", devices: one_edu, run: faults::unmapped },
+    Case { name: "faults::read_only", devices: one_edu, run: faults::read_only },
+    Case { name: "faults::write_only", devices: one_edu, run: faults::write_only },
+    Case { name: "faults::beyond_the_width", devices: one_edu, run: faults::beyond_the_width },
+    Case { name: "faults::across_the_end", devices: one_edu, run: faults::across_the_end },
+    Case { name: "faults::each_one_is_told", devices: one_edu, run: faults::each_one_is_told },
+    Case { name: "domains::isolated", devices: two_edus, run: domains::isolated },
+    Case { name: "domains::shared", devices: two_edus, run: domains::shared },
+    Case { name: "domains::moving", devices: one_edu, run: domains::moving },
+    Case { name: "domains::identity", devices: one_edu, run: domains::identity },
+    Case { name: "domains::blocked", devices: one_edu, run: domains::blocked },
+    Case { name: "domains::owner", devices: one_edu, run: domains::owner },
+    Case { name: "domains::identity_until_claimed", devices: one_edu, run: domains::identity_until_claimed },
+    Case { name: "domains::off", devices: one_edu, run: domains::off },
+    Case { name: "domains::never_probed", devices: two_edus, run: domains::never_probed },
+    Case { name: "domains::released", devices: one_edu, run: domains::released },
+    Case { name: "domains::many", devices: one_edu, run: domains::many },
+    Case { name: "domains::power", devices: one_edu, run: domains::power },
+    Case { name: "domains::second_kernel", devices: one_edu, run: domains::second_kernel },
+    Case { name: "domains::teardown", devices: two_edus, run: domains::teardown },
+    Case { name: "domains::out_of_memory", devices: one_edu, run: domains::out_of_memory },
+    Case { name: "regions::direct", devices: one_edu, run: regions::direct },
+    Case { name: "regions::direct_refuses_blocked", devices: one_edu, run: regions::direct_refuses_blocked },
+    Case { name: "regions::interrupts", devices: one_edu, run: regions::interrupts },
+];
+
+/// Cases that are about bridges, not about what the unit can do.
+const BRIDGE_CASES: &[Case] = &[
+    Case { name: "aliases::root_port", devices: behind_root_port, run: aliases::root_port },
+    Case { name: "aliases::pcie_to_pci", devices: behind_pcie_to_pci, run: aliases::shared_alias },
+    Case { name: "aliases::conventional", devices: behind_conventional, run: aliases::shared_alias },
+    Case { name: "aliases::report", devices: behind_pcie_to_pci, run: aliases::report },
+];
+
+fn main() {
+    let mut suite = Suite::from_arguments();
+    let normal = VtdOptions::default();
+    let configurations = [
+        ("vtd", normal),
+        ("vtd-39", VtdOptions { address_bits: Some(39), ..normal }),
+        ("vtd-caching-mode", VtdOptions { caching_mode: true, ..normal }),
+        ("vtd-no-pass-through", VtdOptions { pass_through: false, ..normal }),
+        ("vtd-device-tlb", VtdOptions { device_iotlb: true, ..normal }),
+        ("vtd-scalable-unit", VtdOptions { scalable: true, ..normal }),
+    ];
+    for (machine, options) in configurations {
+        CASES.iter().for_each(|case| add(&mut suite, machine, options, case));
+    }
+    BRIDGE_CASES.iter().for_each(|case| add(&mut suite, "vtd", normal, case));
+    suite.run()
+}
+
+fn add(suite: &mut Suite, machine: &str, vtd: VtdOptions, case: &'static Case) {
+    suite.test(format!("{machine}::{}", case.name), move || {
+        let options = (case.devices)().into_iter().fold(X86Options::new().vtd(vtd), X86Options::node);
+        let machine = QemuX86::start(&options)?;
+        machine.platform().frames().poison_freed();
+        (case.run)(&machine)?;
+        assert_eq!(machine.platform().frames_in_use(), 0, "frames were lost");
+        assert_eq!(machine.platform().frames().poison_violations(), [], "freed frames were written");
+        Ok(())
+    });
+}
+
+fn one_edu() -> Vec<Node> {
+    vec![Node::edu("edu")]
+}
+
+fn one_lsi() -> Vec<Node> {
+    vec![Node::lsi("lsi")]
+}
+
+fn two_edus() -> Vec<Node> {
+    vec![Node::edu("edu"), Node::edu("other")]
+}
+
+fn behind(bridge: Bridge, children: impl IntoIterator<Item = Node>) -> Vec<Node> {
+    vec![Node::bridge(bridge, "bridge", children), Node::edu("alone")]
+}
+
+fn behind_root_port() -> Vec<Node> {
+    behind(Bridge::RootPort, [Node::edu("edu")])
+}
+
+fn behind_pcie_to_pci() -> Vec<Node> {
+    behind(Bridge::PcieToPci, [Node::edu("edu"), Node::edu("other")])
+}
+
+fn behind_conventional() -> Vec<Node> {
+    behind(Bridge::Conventional, [Node::edu("edu"), Node::edu("other")])
+}

@@ -1,0 +1,229 @@
+//! Mappings of every size, and that changes of them are seen.
+
+use iommu::pgtable::{PageSize, PageSizes};
+use iommu::{Error, Iova, PhysRange, Prot};
+use iommu_harness::{Access, Machine, TestResult};
+
+use crate::rig::{Rig, map, phys, range, unmap};
+
+/// Pages of 4 KiB that lie apart in memory, side by side for the device.
+pub fn small_pages(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let (first, second) = (machine.buffer(4096)?, machine.buffer(4096)?);
+    map(&domain, 0x10_0000, &second, Prot::RW)?;
+    map(&domain, 0x10_1000, &first, Prot::RW)?;
+    rig.assert_reaches("edu", Iova::new(0x10_0000), &second, 0, 2048);
+    rig.assert_reaches("edu", Iova::new(0x10_1000), &first, 0, 2048);
+    assert!(domain.walk(range(0x10_0000, 0x2000)).all(|run| run.page_size == PageSize::SIZE_4K));
+    Ok(())
+}
+
+/// Addresses and lengths that are not multiples of anything.
+pub fn odd_offsets(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let buffer = machine.buffer(0x4000)?;
+    map(&domain, 0x1234_5000, &buffer, Prot::RW)?;
+    for (offset, bytes) in [(1, 1), (0xffe, 4), (0xfff, 2), (0x1003, 1021), (0x3001, 0xffe)] {
+        rig.assert_reaches("edu", Iova::new(0x1234_5000 + offset), &buffer, offset, bytes);
+    }
+    Ok(())
+}
+
+/// One page of 2 MiB.
+pub fn large_pages(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let buffer = machine.buffer(2 << 20)?;
+    let mapped = map(&domain, 0x4000_0000, &buffer, Prot::RW)?;
+    assert!(domain.walk(mapped).all(|run| run.page_size == PageSize::SIZE_2M));
+    for offset in [0, 0x1001, 0x1f_f000, 0x1f_fc04] {
+        rig.assert_reaches("edu", Iova::new(0x4000_0000 + offset), &buffer, offset, 1000);
+    }
+    rig.assert_blocked("edu", Iova::new(0x4020_0000), Access::Write);
+    Ok(())
+}
+
+/// One page of 1 GiB over all of low memory, used where RAM is.
+pub fn huge_pages(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let buffer = machine.buffer(0x2000)?;
+    let giant = range(0x10_0000_0000, 1 << 30);
+    // SAFETY: the device is told to use the buffer only.
+    unsafe { domain.map(giant, iommu::PhysAddr::new(0), Prot::RW) }?;
+    assert!(domain.walk(giant).all(|run| run.page_size == PageSize::SIZE_1G));
+    let iova = Iova::new(0x10_0000_0000 + buffer.phys().as_u64());
+    rig.assert_reaches("edu", iova, &buffer, 0, 4000);
+    Ok(())
+}
+
+/// 64 KiB through pages of 4 KiB in reverse order.
+pub fn long_copy(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("lsi")?;
+    let (from, to) = (machine.buffer(0x1_0000)?, machine.buffer(0x1_0000)?);
+    for page in 0..16 {
+        let there = range(0x20_0000 + page * 0x1000, 0x1000);
+        // SAFETY: the buffers outlive the copy.
+        unsafe { domain.map(there, phys(&from, (15 - page) * 0x1000), Prot::READ) }?;
+    }
+    map(&domain, 0x30_0000, &to, Prot::WRITE)?;
+    for page in 0..16u8 {
+        from.write(u64::from(page) * 0x1000, &[page + 1; 0x1000]);
+    }
+    let _ = rig.engine("lsi").copy(Iova::new(0x20_0000), Iova::new(0x30_0000), 0x1_0000)?;
+    assert_eq!(rig.faults(), []);
+    for page in 0..16u8 {
+        assert_eq!(to.read(u64::from(page) * 0x1000, 0x1000), [16 - page; 0x1000], "page {page}");
+    }
+    Ok(())
+}
+
+/// A list of ranges becomes one range of IOVAs.
+pub fn scattered(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let (first, second) = (machine.buffer(0x2000)?, machine.buffer(0x1000)?);
+    let half = |offset| PhysRange::from_len(phys(&first, offset), 0x1000);
+    // SAFETY: the buffers outlive what the device does.
+    let mapped = unsafe { domain.map_sg(Iova::new(0x50_0000), &[half(0)?, half(0x1000)?, second.range()], Prot::RW) }?;
+    assert_eq!(mapped, range(0x50_0000, 0x3000));
+    rig.assert_reaches("edu", Iova::new(0x50_0800), &first, 0x800, 0x1000);
+    rig.assert_reaches("edu", Iova::new(0x50_2000), &second, 0, 0x800);
+    Ok(())
+}
+
+/// The last page that the domain can translate.
+pub fn top_of_the_window(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let buffer = machine.buffer(4096)?;
+    let last = domain.geometry().expect("a paging domain has windows").last().as_u64();
+    map(&domain, last & !0xfff, &buffer, Prot::RW)?;
+    rig.assert_reaches("edu", Iova::new(last & !0xfff), &buffer, 0, 4000);
+    Ok(())
+}
+
+/// After an unmap the device is stopped, though the IOTLB had the translation.
+pub fn unmap_after_warm(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let buffer = machine.buffer(4096)?;
+    let mapped = map(&domain, 0x60_0000, &buffer, Prot::RW)?;
+    rig.assert_reaches("edu", Iova::new(0x60_0000), &buffer, 0, 64);
+    unmap(&domain, mapped)?;
+    buffer.fill(0x11);
+    rig.assert_blocked("edu", Iova::new(0x60_0000), Access::Write);
+    assert!(buffer.is_filled(0x11));
+    assert_eq!(domain.iova_to_phys(Iova::new(0x60_0000)), None);
+    Ok(())
+}
+
+/// Many pages through one gather: more ranges than it keeps apart.
+pub fn unmap_many_after_warm(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let buffer = machine.buffer(4096)?;
+    let pages: Vec<u64> = (0..12).map(|index| 0x100_0000 + index * 0x30_0000).collect();
+    for &page in &pages {
+        map(&domain, page, &buffer, Prot::RW)?;
+        rig.assert_reaches("edu", Iova::new(page), &buffer, 0, 16);
+    }
+    let mut gather = domain.gather();
+    for &page in &pages {
+        // SAFETY: one thread.
+        unsafe { domain.unmap(range(page, 4096), &mut gather) }?;
+    }
+    gather.sync().map_err(Error::from)?;
+    for &page in &pages {
+        rig.assert_blocked("edu", Iova::new(page), Access::Read);
+    }
+    Ok(())
+}
+
+/// The same IOVA leads somewhere else afterwards.
+pub fn remap_is_seen(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let (first, second) = (machine.buffer(4096)?, machine.buffer(4096)?);
+    for _ in 0..3 {
+        for buffer in [&first, &second] {
+            let mapped = map(&domain, 0x70_0000, buffer, Prot::RW)?;
+            rig.assert_reaches("edu", Iova::new(0x70_0000), buffer, 0, 512);
+            unmap(&domain, mapped)?;
+        }
+    }
+    Ok(())
+}
+
+/// A permission that is taken away is gone, one that is given is there.
+pub fn protect_is_seen(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let buffer = machine.buffer(4096)?;
+    let mapped = map(&domain, 0x80_0000, &buffer, Prot::RW)?;
+    rig.assert_reaches("edu", Iova::new(0x80_0000), &buffer, 0, 64);
+    // SAFETY: the buffer is the test's.
+    unsafe { domain.protect(mapped, Prot::READ) }?;
+    rig.assert_blocked("edu", Iova::new(0x80_0000), Access::Write);
+    // SAFETY: as above.
+    unsafe { domain.protect(mapped, Prot::RW) }?;
+    rig.assert_reaches("edu", Iova::new(0x80_0000), &buffer, 0, 64);
+    Ok(())
+}
+
+/// A large page loses its middle; what is left still works.
+pub fn cut_keeps_the_rest(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let buffer = machine.buffer(2 << 20)?;
+    map(&domain, 0x4000_0000, &buffer, Prot::RW)?;
+    rig.assert_reaches("edu", Iova::new(0x4000_0000), &buffer, 0, 64);
+    let middle = range(0x4008_0000, 0x1_0000);
+    let refused = Error::PartialPage { page: Iova::new(0x4000_0000), size: PageSize::SIZE_2M };
+    assert_eq!(unmap(&domain, middle), Err(refused));
+    // SAFETY: one thread.
+    unsafe { domain.cut(middle) }?;
+    rig.assert_reaches("edu", Iova::new(0x4008_0000), &buffer, 0x8_0000, 64);
+    unmap(&domain, middle)?;
+    rig.assert_blocked("edu", Iova::new(0x4008_0000), Access::Read);
+    rig.assert_reaches("edu", Iova::new(0x4007_f000), &buffer, 0x7_f000, 0xfff);
+    rig.assert_reaches("edu", Iova::new(0x4009_0000), &buffer, 0x9_0000, 0xfff);
+    Ok(())
+}
+
+/// Small pages, then nothing, then a large page where the table of the small ones was left over.
+pub fn table_comes_back(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let buffer = machine.buffer(2 << 20)?;
+    let there = range(0x4000_0000, 2 << 20);
+    // SAFETY: the buffer outlives what the device does.
+    unsafe { domain.map_with(there, buffer.phys(), Prot::RW, PageSizes::only(PageSize::SIZE_4K)) }?;
+    rig.assert_reaches("edu", Iova::new(0x4000_3000), &buffer, 0x3000, 512);
+    for half in [range(0x4000_0000, 1 << 20), range(0x4010_0000, 1 << 20)] {
+        unmap(&domain, half)?;
+    }
+    map(&domain, 0x4000_0000, &buffer, Prot::RW)?;
+    assert!(domain.walk(there).all(|run| run.page_size == PageSize::SIZE_2M));
+    rig.assert_reaches("edu", Iova::new(0x4000_3000), &buffer, 0x3000, 512);
+    Ok(())
+}
+
+/// Deferred invalidations happen when they are asked for.
+pub fn deferred(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let buffer = machine.buffer(4096)?;
+    let mapped = map(&domain, 0x90_0000, &buffer, Prot::RW)?;
+    rig.assert_reaches("edu", Iova::new(0x90_0000), &buffer, 0, 64);
+    let mut gather = domain.gather();
+    // SAFETY: one thread.
+    unsafe { domain.unmap(mapped, &mut gather) }?;
+    gather.defer();
+    domain.flush_deferred()?;
+    rig.assert_blocked("edu", Iova::new(0x90_0000), Access::Write);
+    Ok(())
+}
