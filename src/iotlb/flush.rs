@@ -46,6 +46,10 @@ impl Flush {
             && let Some(joined) = join_if_touching(*last, range)
         {
             *last = joined;
+            if self.ranges.len() > 1 {
+                // It may have grown up to another one.
+                self.settle(joined);
+            }
             return;
         }
         self.add_apart(range);
@@ -59,18 +63,23 @@ impl Flush {
         self.tables.append(platform, core::mem::take(&mut other.tables));
     }
 
+    /// Merges the last range, which is `joined`, with what it touches now.
+    fn settle(&mut self, joined: IovaRange) {
+        let (_, others) = self.ranges.split_last().unwrap_or((&joined, &[]));
+        if others.iter().any(|old| join_if_touching(*old, joined).is_some()) {
+            let _ = self.ranges.pop();
+            self.add_apart(joined);
+        }
+    }
+
     fn add_apart(&mut self, mut range: IovaRange) {
         // What the new range touches is swallowed, so that the ranges stay apart.
         while let Some(index) = self.ranges.iter().position(|old| join_if_touching(*old, range).is_some()) {
             range = join(self.ranges.swap_remove(index), range);
         }
         if self.ranges.is_full() {
-            let nearest = (0..self.ranges.len()).min_by_key(|&index| {
-                self.ranges.get(index).map_or(u64::MAX, |old| {
-                    let joined = join(*old, range);
-                    joined.last().as_u64().wrapping_sub(joined.start().as_u64())
-                })
-            });
+            let nearest = (0..self.ranges.len())
+                .min_by_key(|&index| self.ranges.get(index).map_or(u64::MAX, |old| gap(*old, range)));
             if let Some(nearest) = nearest {
                 let joined = join(self.ranges.swap_remove(nearest), range);
                 return self.add_apart(joined);
@@ -84,6 +93,12 @@ impl Flush {
 fn join(a: IovaRange, b: IovaRange) -> IovaRange {
     let (start, last) = (a.start().min(b.start()), a.last().max(b.last()));
     IovaRange::new(start, last).unwrap_or(a)
+}
+
+/// Bytes that lie between two ranges which do not touch: what joining them invalidates in vain.
+fn gap(a: IovaRange, b: IovaRange) -> u64 {
+    let between = |low: IovaRange, high: IovaRange| high.start().as_u64().saturating_sub(low.last().as_u64());
+    between(a, b).max(between(b, a))
 }
 
 #[inline]
@@ -130,5 +145,26 @@ mod tests {
         flush.add(pages(103, 1));
         assert_eq!(flush.ranges().len(), GATHER_RANGES);
         assert!(flush.ranges().contains(&pages(100, 4)));
+    }
+
+    #[test]
+    fn nearest_is_what_lies_least_far_away_not_what_is_shortest() {
+        let mut flush = Flush::new();
+        flush.add(pages(0, 1 << 18));
+        for index in 0..GATHER_RANGES as u64 - 1 {
+            flush.add(pages((1 << 18) + 100 + index * 100, 1));
+        }
+        flush.add(pages((1 << 18) + 3, 1));
+        assert_eq!(flush.ranges().len(), GATHER_RANGES);
+        assert!(flush.ranges().contains(&pages(0, (1 << 18) + 4)), "{:?}", flush.ranges());
+    }
+
+    #[test]
+    fn a_range_that_grows_up_to_another_swallows_it() {
+        let mut flush = Flush::new();
+        for page in [1, 5, 3, 2, 4] {
+            flush.add(pages(page, 1));
+        }
+        assert_eq!(flush.ranges(), [pages(1, 5)]);
     }
 }
