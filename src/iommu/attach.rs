@@ -109,7 +109,8 @@ impl<P: Platform> Iommu<P> {
             let mut state = group.slot().state.lock(&self.platform);
             let free = !state.changing;
             state.changing = true;
-            free.then_some(Claim { iommu: self, group })
+            // Made only when it is granted: dropping one ends the other processor's claim.
+            free.then(|| Claim { iommu: self, group })
         })
         .map_err(|_| Error::Busy(BusyReason::Changing))
     }

@@ -174,7 +174,8 @@ impl<P: Platform> Iommu<P> {
             let mut probing = self.probing.lock(&self.platform);
             let free = !*probing;
             *probing = true;
-            free.then_some(Probing { iommu: self })
+            // Made only when it is granted: dropping one ends the other processor's right.
+            free.then(|| Probing { iommu: self })
         })
         .map_err(|_| Error::Busy(BusyReason::Changing))
     }
