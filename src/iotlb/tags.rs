@@ -9,7 +9,8 @@
 //!
 //! "Meet" and "register" are read-modify-write operations on the same counters, so one of the two
 //! comes first: either unmap sees the tag, or what attach lets hardware walk has the entry cleared
-//! already. Readers are counted in two epochs, so that new readers cannot keep detach waiting.
+//! already. There are two counters, so that new readers cannot keep detach
+//! waiting.
 
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -54,6 +55,7 @@ pub struct Tags<P: Platform> {
     inline: [Slot; INLINE_TAGS],
     /// Address of the first [`Chunk`], or zero. Chunks are only added, and freed with the domain.
     chunks: AtomicUsize,
+    /// Which counter new readers should use: 0 or 1.
     epoch: AtomicUsize,
     readers: [AtomicUsize; 2],
     /// Guards the `users` of all slots and the step from `FREE` to `TAKEN`. Innermost lock.
@@ -170,7 +172,7 @@ impl<P: Platform> Tags<P> {
     /// ordered before every tag published later. Any context.
     #[inline]
     pub fn read(&self) -> Snapshot<'_, P> {
-        let epoch = self.epoch.load(Ordering::Relaxed) & 1;
+        let epoch = self.epoch.load(Ordering::Relaxed);
         let readers = if epoch == 0 { &self.readers[0] } else { &self.readers[1] };
         readers.fetch_add(1, Ordering::AcqRel);
         Snapshot { tags: self, readers }
@@ -251,13 +253,13 @@ impl<P: Platform> Tags<P> {
         }
     }
 
-    /// Waits until every reader that registered before has left. The epoch turns twice, for a
-    /// reader may have read the epoch before a turn and counted itself after it.
+    /// Waits until every reader that registered before has left: until each counter was seen at
+    /// zero once. New readers are sent to the other counter meanwhile; that is for progress only, for
+    /// a reader may have read the epoch long ago, and another processor may wait at the same time.
     fn wait_for_readers(&self) -> Result<()> {
-        for _ in 0..2 {
-            let old = self.epoch.fetch_add(1, Ordering::AcqRel) & 1;
-            let readers = if old == 0 { &self.readers[0] } else { &self.readers[1] };
+        for (readers, other) in self.readers.iter().zip([1, 0]) {
             wait_until(&self.platform, READER_LIMIT, WaitReason::Readers, || {
+                self.epoch.store(other, Ordering::Relaxed);
                 // A read-modify-write, for it also orders as `meet_readers` does.
                 (readers.fetch_add(0, Ordering::AcqRel) == 0).then_some(())
             })?;
@@ -269,8 +271,9 @@ impl<P: Platform> Tags<P> {
 impl<P: Platform> Drop for Tags<P> {
     fn drop(&mut self) {
         for slot in self.slots() {
-            if slot.state.load(Ordering::Acquire) == LIVE {
-                // SAFETY: live, so filled, and nobody else is left to read it.
+            if matches!(slot.state.load(Ordering::Acquire), LIVE | WITHDRAWN) {
+                // SAFETY: live, or withdrawn by a release that gave up: filled, and nobody else is
+                // left to read it.
                 unsafe { (*slot.content.get()).assume_init_drop() };
             }
         }
