@@ -93,7 +93,7 @@ impl Domain {
     #[inline]
     pub unsafe fn map(&self, range: IovaRange, phys: PhysAddr, prot: Prot) -> Result<()> {
         let ops = self.ops();
-        ops.windows().check(range)?;
+        self.check(ops, range)?;
         // SAFETY: passed on to the caller.
         unsafe { ops.map(range, phys, prot, PageSizes::ALL) }
     }
@@ -108,7 +108,7 @@ impl Domain {
     #[inline]
     pub unsafe fn map_with(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
         let ops = self.ops();
-        ops.windows().check(range)?;
+        self.check(ops, range)?;
         // SAFETY: passed on to the caller.
         unsafe { ops.map(range, phys, prot, sizes) }
     }
@@ -124,23 +124,20 @@ impl Domain {
     /// As [`map`](Self::map).
     #[doc(alias = "iommu_map_sg")]
     pub unsafe fn map_sg(&self, iova: Iova, list: &[PhysRange], prot: Prot) -> Result<IovaRange> {
-        let mut next = iova;
+        // `None` when the top page was mapped: nothing can follow it.
+        let mut next = Some(iova);
         let mut mapped = None;
         for chunk in list.chunk_by(|a, b| a.last().checked_add(1) == Some(b.start())) {
             let (Some(first), Some(last)) = (chunk.first(), chunk.last()) else { continue };
             let mapping = PhysRange::new(first.start(), last.last())
-                .and_then(|phys| phys.bytes().ok_or(Error::Invalid(InvalidReason::AddressOverflow)))
-                .and_then(|bytes| IovaRange::from_len(next, bytes))
+                .and_then(|phys| phys.bytes().ok_or(TOP))
+                .and_then(|bytes| IovaRange::from_len(next.ok_or(TOP)?, bytes))
                 // SAFETY: passed on to the caller.
                 .and_then(|range| unsafe { self.map(range, first.start(), prot) }.map(|()| range));
             match mapping {
                 Ok(range) => {
-                    let end = range.last();
-                    mapped = Some(IovaRange::new(iova, end)?);
-                    match end.checked_add(1) {
-                        Some(after) => next = after,
-                        None => break,
-                    }
+                    mapped = Some(IovaRange::new(iova, range.last())?);
+                    next = range.last().checked_add(1);
                 }
                 Err(error) => {
                     if let Some(range) = mapped {
@@ -179,7 +176,7 @@ impl Domain {
             return Err(Error::Invalid(InvalidReason::WrongDomain));
         }
         let ops = self.ops();
-        ops.windows().check(range)?;
+        self.check(ops, range)?;
         // SAFETY: passed on to the caller.
         unsafe { ops.unmap(range, &mut gather.flush) }
     }
@@ -211,7 +208,7 @@ impl Domain {
     /// As [`unmap`](Self::unmap); the whole of each page that is split counts as part of the range.
     pub unsafe fn cut(&self, range: IovaRange) -> Result<()> {
         let ops = self.ops();
-        ops.windows().check(range)?;
+        self.check(ops, range)?;
         let mut gather = self.gather();
         // SAFETY: passed on to the caller.
         unsafe { ops.cut(range, &mut gather.flush) }?;
@@ -227,12 +224,18 @@ impl Domain {
     /// As [`map`](Self::map), for the new permission.
     pub unsafe fn protect(&self, range: IovaRange, prot: Prot) -> Result<()> {
         let ops = self.ops();
-        ops.windows().check(range)?;
+        self.check(ops, range)?;
         let mut gather = self.gather();
         // SAFETY: passed on to the caller.
         let changed = unsafe { ops.protect(range, prot, &mut gather.flush) };
         gather.sync().map_err(Error::from)?;
         changed
+    }
+
+    /// Checks that `range` lies in a window, of a domain that has some.
+    #[inline]
+    fn check(&self, ops: &dyn DomainOps, range: IovaRange) -> Result<()> {
+        ops.windows().check(range).map_err(|error| outside(ops, error))
     }
 
     /// Invalidates and frees what gathers left behind with [`Gather::defer`], or because an
@@ -257,6 +260,18 @@ impl Domain {
         Walk::new(self, range)
     }
 }
+
+/// Why a range is in no window: nothing can ever be mapped in a blocked or identity domain.
+#[cold]
+fn outside(ops: &dyn DomainOps, error: Error) -> Error {
+    match ops.kind() {
+        DomainKind::Paging => error,
+        DomainKind::Blocked | DomainKind::Identity => Error::Invalid(InvalidReason::NotPaging),
+    }
+}
+
+/// Beyond the top of the 64-bit space.
+const TOP: Error = Error::Invalid(InvalidReason::AddressOverflow);
 
 impl fmt::Debug for Domain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

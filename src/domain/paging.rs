@@ -83,12 +83,13 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         result.and(wait_all(&mut under_way))
     }
 
-    /// Drops cached absent entries and write buffers after a map, see [`MapFlush`]. If that fails the
-    /// mapping is taken back, and what hardware may have seen of it is deferred.
-    fn flush_map(&self, range: IovaRange) -> Result<()> {
-        let mut flush = Flush::new();
+    /// Drops what a map makes stale: cached absent entries and write buffers, see [`MapFlush`], and
+    /// walks through empty tables that large pages replaced. If that fails the mapping is taken
+    /// back, and what hardware may have seen of it is deferred.
+    #[cold]
+    fn flush_map(&self, range: IovaRange, mut flush: Flush) -> Result<()> {
         flush.add(range);
-        let flushed = self.invalidate(&flush);
+        let flushed = self.sync(&mut flush);
         if flushed.is_err() {
             // SAFETY: the caller of `map` keeps others away from the range, and it was just mapped.
             let unmapped = unsafe { self.table.unmap(range, &mut flush.tables) };
@@ -98,9 +99,9 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         flushed
     }
 
-    /// What a failed map, or a map that replaced an empty table, leaves to do.
+    /// What a failed map leaves to do, where a device may have seen some of it.
     #[cold]
-    fn finish_map(&self, range: IovaRange, mut flush: Flush) -> Result<()> {
+    fn finish_undo(&self, range: IovaRange, mut flush: Flush) -> Result<()> {
         flush.add(range);
         let synced = self.sync(&mut flush);
         if synced.is_err() {
@@ -143,17 +144,14 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
         match unsafe { self.table.map(range, phys, prot, sizes, &mut flush.tables) } {
             Ok(()) => {
                 self.platform.publish();
-                if !flush.tables.is_empty() {
-                    return self.finish_map(range, flush);
-                }
-                if self.traits.map_flush == MapFlush::Always {
-                    return self.flush_map(range);
+                if !flush.tables.is_empty() || self.traits.map_flush == MapFlush::Always {
+                    return self.flush_map(range, flush);
                 }
                 Ok(())
             }
             Err(failed) => {
                 if failed.undone.is_some() || !flush.tables.is_empty() {
-                    self.finish_map(failed.undone.unwrap_or(range), flush)?;
+                    self.finish_undo(failed.undone.unwrap_or(range), flush)?;
                 }
                 Err(failed.error)
             }

@@ -41,7 +41,7 @@ impl<'d> Gather<'d> {
     ///
     /// # Errors
     /// The gather comes back with the reason: the memory is still lent. Try again after the unit was
-    /// reset, or drop it into the domain's quarantine.
+    /// reset, or [`defer`](Self::defer) it into the domain's quarantine.
     #[expect(clippy::result_large_err, reason = "the gather itself comes back; there is no heap to box it")]
     pub fn sync(mut self) -> Result<(), SyncError<'d>> {
         match self.sync_in_place() {
@@ -100,8 +100,10 @@ impl fmt::Display for SyncError<'_> {
 impl core::error::Error for SyncError<'_> {}
 
 impl From<SyncError<'_>> for Error {
-    /// Drops the gather into the domain's quarantine.
-    fn from(error: SyncError<'_>) -> Self {
-        error.error
+    /// Leaves the gather in the domain's quarantine, without trying again.
+    fn from(failed: SyncError<'_>) -> Self {
+        let SyncError { gather, error } = failed;
+        gather.defer();
+        error
     }
 }
