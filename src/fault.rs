@@ -149,19 +149,27 @@ struct State {
 #[derive(Clone, Copy, Debug)]
 struct Watched {
     source: SourceId,
+    /// When its window began.
     since: Instant,
+    /// Its latest fault.
+    latest: Instant,
     count: u32,
 }
 
 impl FaultLog {
-    /// Adds a fault, unless its source is muted or the log is full. Any context.
-    pub fn push<P: Platform>(&self, platform: &P, record: FaultRecord) {
+    /// Adds a fault, unless its source is muted or the log is full; tells whether it was added. Any
+    /// context.
+    pub fn push<P: Platform>(&self, platform: &P, record: FaultRecord) -> bool {
         let now = platform.now();
         let mut state = self.state.lock(platform);
         if state.count(record.source, now) > FAULTS_PER_WINDOW {
             state.lost.muted = state.lost.muted.saturating_add(1);
+            false
         } else if state.records.push_back(record).is_err() {
             state.lost.full = state.lost.full.saturating_add(1);
+            false
+        } else {
+            true
         }
     }
 
@@ -181,20 +189,27 @@ impl State {
     fn count(&mut self, source: SourceId, now: Instant) -> u32 {
         if let Some(watched) = self.watched.iter_mut().find(|watched| watched.source == source) {
             if now.since(watched.since) >= FAULT_WINDOW {
-                *watched = Watched { source, since: now, count: 0 };
+                *watched = Watched::new(source, now);
             }
+            watched.latest = now;
             watched.count = watched.count.saturating_add(1);
             return watched.count;
         }
         if self.watched.is_full() {
-            let oldest = self.watched.iter().enumerate().min_by_key(|(_, watched)| watched.since);
-            if let Some((index, _)) = oldest {
+            let quietest = self.watched.iter().enumerate().min_by_key(|(_, watched)| watched.latest);
+            if let Some((index, _)) = quietest {
                 self.watched.swap_remove(index);
             }
         }
         // There is room: one was taken out when the list was full.
-        let _ = self.watched.push(Watched { source, since: now, count: 1 });
+        let _ = self.watched.push(Watched { count: 1, ..Watched::new(source, now) });
         1
+    }
+}
+
+impl Watched {
+    fn new(source: SourceId, now: Instant) -> Self {
+        Self { source, since: now, latest: now, count: 0 }
     }
 }
 
@@ -204,7 +219,9 @@ mod tests {
     use std::boxed::Box;
     use std::vec;
 
-    use super::{Access, FAULT_LOG_RECORDS, FAULTS_PER_WINDOW, FaultKind, FaultLog, FaultRecord};
+    use super::{
+        Access, FAULT_LOG_RECORDS, FAULT_WATCHED_SOURCES, FAULTS_PER_WINDOW, FaultKind, FaultLog, FaultRecord,
+    };
     use crate::addr::PhysAddr;
     use crate::id::SourceId;
     use crate::platform::{Arena, Frame, Platform};
@@ -252,6 +269,26 @@ mod tests {
         while log.pop(&arena).is_some() {}
         log.push(&arena, fault(1));
         assert!(log.pop(&arena).is_some());
+    }
+
+    #[test]
+    fn one_source_too_many_does_not_unmute_a_storm() {
+        let arena = Arena::new(Box::leak(vec![Frame::ZERO; 1].into_boxed_slice())).unwrap();
+        let log = FaultLog::default();
+        for _ in 0..100 {
+            log.push(&arena, fault(1));
+        }
+        // All others fault once, and the storm goes on; then one more has to be watched.
+        for source in 2..=FAULT_WATCHED_SOURCES as u16 {
+            log.push(&arena, fault(source));
+        }
+        log.push(&arena, fault(1));
+        log.push(&arena, fault(99));
+        let muted = log.lost(&arena).muted;
+        assert!(!log.push(&arena, fault(1)), "the storm is still muted");
+        assert_eq!(log.lost(&arena).muted, muted + 1);
+        // The one that was quiet longest was forgotten: it starts anew.
+        assert!(log.push(&arena, fault(2)));
     }
 
     #[test]

@@ -226,9 +226,13 @@ impl<P: Platform> Iommu<P> {
         if kind == InterruptKind::Fault {
             for unit in self.units.iter() {
                 unit.drain_faults(&mut |record| {
+                    let kept = self.faults.push(&self.platform, record);
                     #[cfg(feature = "log")]
-                    log::warn!("{record}");
-                    self.faults.push(&self.platform, record);
+                    if kept {
+                        log::warn!("{record}");
+                    }
+                    #[cfg(not(feature = "log"))]
+                    let _ = kept;
                 });
             }
         }
