@@ -2,15 +2,16 @@
 
 use core::time::Duration;
 
-use super::Iommu;
+use super::{BootPolicy, Iommu};
 use crate::addr::{Iova, IovaRange, PhysAddr};
-use crate::device::{Device, DeviceIommu};
+use crate::device::{Device, DeviceIommu, MAX_SOURCES, Trust};
 use crate::domain::{Domain, DomainKind};
 use crate::error::{BusyReason, Error, IncompatibleReason, InvalidReason, Result, WaitReason};
 use crate::group::{Group, GroupState};
 use crate::id::SourceId;
 use crate::pgtable::PageSizes;
 use crate::platform::Platform;
+use crate::prot::Prot;
 use crate::region::{RegionKind, ReservedRegion};
 use crate::sync::wait_until;
 
@@ -100,7 +101,8 @@ impl<P: Platform> Iommu<P> {
 
     /// Whether `domain` is one that a group has before anybody attached anything.
     pub(super) fn is_initial(&self, domain: &Domain) -> bool {
-        domain.ptr_eq(&self.blocked) || domain.ptr_eq(&self.identity)
+        let identity = self.policy.boot == BootPolicy::IdentityUntilClaimed && domain.ptr_eq(&self.identity);
+        identity || domain.ptr_eq(&self.blocked)
     }
 
     /// The right to change a group. Others wait, without a lock being held meanwhile.
@@ -115,8 +117,13 @@ impl<P: Platform> Iommu<P> {
         .map_err(|_| Error::Busy(BusyReason::Changing))
     }
 
+    /// The group of a device that was not released.
+    pub(super) fn group_of<'a>(&self, device: &'a Device) -> Result<&'a Group> {
+        if self.is_present(device) { device.group() } else { Err(Error::NoDevice) }
+    }
+
     fn lone_group<'a>(&self, device: &'a Device) -> Result<&'a Group> {
-        let group = device.group()?;
+        let group = self.group_of(device)?;
         match self.members(group).nth(1) {
             Some(_) => Err(Error::Invalid(InvalidReason::SharedGroup)),
             None => Ok(group),
@@ -147,32 +154,40 @@ impl<P: Platform> Claim<'_, P> {
         if old.ptr_eq(domain) {
             return Ok(());
         }
-        for device in self.iommu.members(self.group) {
+        if self.iommu.members(self.group).next().is_none() {
+            return Err(Error::NoDevice);
+        }
+        self.move_all(domain, &old, None)?;
+        // The old handle is dropped outside the lock: it may be the last one.
+        let _old = self.write(|state| core::mem::replace(&mut state.domain, domain.clone()));
+        Ok(())
+    }
+
+    /// Moves the sources of every member but `newcomer` from `old` to `domain`, or none.
+    fn move_all(&self, domain: &Domain, old: &Domain, newcomer: Option<&Device>) -> Result<()> {
+        for device in self.members(newcomer) {
             check(domain, device.iommu()?)?;
         }
-        for device in self.iommu.members(self.group) {
+        for device in self.members(newcomer) {
             map_direct_regions(domain, device.iommu()?, self.scope_of(domain))?;
         }
         let mut moved = 0;
-        let result = self.sources().try_for_each(|(device, source)| {
+        let result = self.sources(newcomer).try_for_each(|(device, source)| {
             let unit = &device.iommu()?.unit;
-            unit.attach(unit, source, domain, &old)?;
+            unit.attach(unit, source, domain, old)?;
             moved += 1;
             Ok(())
         });
-        if let Err(error) = result {
-            for (device, source) in self.sources().take(moved) {
+        if result.is_err() {
+            for (device, source) in self.sources(newcomer).take(moved) {
                 if let Ok(DeviceIommu { unit, .. }) = device.iommu()
-                    && unit.attach(unit, source, &old, domain).is_err()
+                    && unit.attach(unit, source, old, domain).is_err()
                 {
                     unit.block(unit, source, domain);
                 }
             }
-            return Err(error);
         }
-        // The old handle is dropped outside the lock: it may be the last one.
-        let _old = self.write(|state| core::mem::replace(&mut state.domain, domain.clone()));
-        Ok(())
+        result
     }
 
     /// As [`switch`](Self::switch); devices that cannot be moved are blocked. Cannot fail.
@@ -181,49 +196,89 @@ impl<P: Platform> Claim<'_, P> {
             return;
         }
         let old = self.write(|state| core::mem::replace(&mut state.domain, self.iommu.blocked.clone()));
-        for (device, source) in self.sources() {
+        for (device, source) in self.sources(None) {
             if let Ok(DeviceIommu { unit, .. }) = device.iommu() {
                 unit.block(unit, source, &old);
             }
         }
     }
 
-    /// Lets a device that joins the group reach what the others reach.
+    /// Lets a device that joins the group reach what the others reach. After an error its sources
+    /// are as before: blocked, but for those that others share.
     pub(super) fn admit(&self, device: &Device) -> Result<()> {
+        self.refit_default(device)?;
         let domain = self.read(|state| state.domain.clone());
         let iommu = device.iommu()?;
         check(&domain, iommu)?;
         map_direct_regions(&domain, iommu, self.scope_of(&domain))?;
-        for &source in device.sources() {
-            iommu.unit.attach(&iommu.unit, source, &domain, &self.iommu.blocked)?;
+        let unit = &iommu.unit;
+        let mut attached = 0;
+        let result = self.own_sources(device).try_for_each(|source| {
+            unit.attach(unit, source, &domain, &self.iommu.blocked)?;
+            attached += 1;
+            Ok(())
+        });
+        if result.is_err() {
+            self.own_sources(device).take(attached).for_each(|source| unit.block(unit, source, &domain));
         }
-        Ok(())
+        result
     }
 
     /// Blocks the sources of a device that leaves, but for those that another member shares.
     pub(super) fn dismiss(&self, device: &Device) {
         let domain = self.read(|state| state.domain.clone());
-        let Ok(DeviceIommu { unit, .. }) = device.iommu() else { return };
-        for &source in device.sources() {
-            let mut others = self.iommu.members(self.group).filter(|other| other != device);
-            if !others.any(|other| other.sources().contains(&source)) {
-                unit.block(unit, source, &domain);
-            }
+        if let Ok(DeviceIommu { unit, .. }) = device.iommu() {
+            self.own_sources(device).for_each(|source| unit.block(unit, source, &domain));
         }
     }
 
-    /// Every source id of the group with a device that uses it, each id once.
-    fn sources(&self) -> impl Iterator<Item = (Device, SourceId)> {
-        self.iommu.members(self.group).flat_map(move |device| {
-            let sources: heapless::Vec<SourceId, { crate::device::MAX_SOURCES }> =
-                device.sources().iter().copied().filter(|source| self.is_first_user(&device, *source)).collect();
-            sources.into_iter().map(move |source| (device.clone(), source))
-        })
+    /// Makes a new default domain when the old one does not fit a device that joins: because of its
+    /// reserved regions, or because it is not trusted and the others were let through.
+    fn refit_default(&self, newcomer: &Device) -> Result<()> {
+        let (current, default, in_use) = self
+            .read(|state| (state.domain.clone(), state.default.clone(), state.drivers > 0 || state.owner.is_some()));
+        let untrusted = newcomer.trust() == Trust::Untrusted;
+        let fits = check(&default, newcomer.iommu()?).is_ok() && !(untrusted && default.kind() != DomainKind::Paging);
+        let let_through = untrusted && current.kind() == DomainKind::Identity;
+        if fits && !let_through {
+            return Ok(());
+        }
+        let is_default = current.ptr_eq(&default);
+        if in_use || !(is_default || self.iommu.is_initial(&current)) {
+            return Err(Error::Busy(BusyReason::InUse));
+        }
+        let target = if fits { default.clone() } else { self.iommu.default_paging(self.iommu.members(self.group))? };
+        self.write(|state| state.default = target.clone());
+        if is_default || let_through {
+            if let Err(error) = self.move_all(&target, &current, Some(newcomer)) {
+                self.write(|state| state.default = default);
+                return Err(error);
+            }
+            self.write(|state| state.domain = target);
+        }
+        Ok(())
     }
 
-    fn is_first_user(&self, device: &Device, source: SourceId) -> bool {
-        let first = self.iommu.members(self.group).find(|member| member.sources().contains(&source));
-        first.as_ref() == Some(device)
+    fn members(&self, newcomer: Option<&Device>) -> impl Iterator<Item = Device> {
+        self.iommu.members(self.group).filter(move |device| Some(device) != newcomer)
+    }
+
+    /// The sources of a device that no other member shares.
+    fn own_sources(&self, device: &Device) -> impl Iterator<Item = SourceId> {
+        let shared = move |source: &SourceId| self.members(Some(device)).any(|other| other.sources().contains(source));
+        device.sources().iter().copied().filter(move |source| !shared(source))
+    }
+
+    /// Every source id of the members with a device that uses it, each id once.
+    fn sources(&self, newcomer: Option<&Device>) -> impl Iterator<Item = (Device, SourceId)> {
+        self.members(newcomer).flat_map(move |device| {
+            let is_first_user = |source: &SourceId| {
+                self.members(newcomer).find(|member| member.sources().contains(source)).as_ref() == Some(&device)
+            };
+            let sources: heapless::Vec<SourceId, MAX_SOURCES> =
+                device.sources().iter().copied().filter(is_first_user).collect();
+            sources.into_iter().map(move |source| (device.clone(), source))
+        })
     }
 
     /// Relaxable direct regions belong to the default domain alone.
@@ -288,7 +343,9 @@ fn map_direct_region(domain: &Domain, region: ReservedRegion) -> Result<()> {
         let run = domain.ops().next_run(from, last);
         let hole_last = match run {
             Some(run) if run.range.start() <= from => {
-                let direct = run.phys.as_u64() == run.range.start().as_u64() && run.prot.contains(region.prot);
+                // Other permissions are hints that not every format can express.
+                let direct =
+                    run.phys.as_u64() == run.range.start().as_u64() && run.prot.contains(region.prot & Prot::RW);
                 if !direct {
                     return Err(Error::Incompatible(IncompatibleReason::Reserved));
                 }

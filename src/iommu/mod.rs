@@ -160,6 +160,12 @@ impl<P: Platform> Iommu<P> {
         self.devices.iter().filter(held).map(Device::new)
     }
 
+    /// Whether the device was probed and not released since.
+    fn is_present(&self, device: &Device) -> bool {
+        let index = device.index();
+        self.devices.holds(index) && self.devices.get(index).map(Device::new).as_ref() == Some(device)
+    }
+
     /// The report of devices that no IOMMU covers: their DMA is not restricted.
     pub fn uncovered(&self) -> impl Iterator<Item = Device> {
         self.devices().filter(|device| device.iommu().is_err())

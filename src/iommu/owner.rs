@@ -13,10 +13,10 @@ impl<P: Platform> Iommu<P> {
     ///
     /// # Errors
     /// [`BusyReason::Owned`] while the group has an owner, [`BusyReason::Attached`] while it is
-    /// attached to another domain.
+    /// attached to another domain; [`Error::NoDevice`].
     #[doc(alias = "iommu_device_use_default_domain")]
     pub fn use_default_domain(&self, device: &Device) -> Result<()> {
-        let claim = self.claim(device.group()?)?;
+        let claim = self.claim(self.group_of(device)?)?;
         let (current, default, owned) =
             claim.read(|state| (state.domain.clone(), state.default.clone(), state.owner.is_some()));
         if owned {

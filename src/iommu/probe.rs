@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use super::{BootPolicy, Iommu};
 use crate::device::{Device, DeviceFeatures, DeviceId, DeviceInfo, DeviceIommu, DeviceSlot, Trust};
-use crate::domain::DomainKind;
+use crate::domain::{Domain, DomainKind};
 use crate::error::{BusyReason, Error, InvalidReason, Result, WaitReason};
 use crate::group::{Group, GroupKey, GroupSlot, GroupState};
 use crate::id::PciAddress;
@@ -56,21 +56,35 @@ impl<P: Platform> Iommu<P> {
     /// handle stays valid but does nothing.
     ///
     /// # Errors
-    /// [`BusyReason::Changing`] when another processor holds the group for too long.
+    /// [`BusyReason::Changing`] when another processor holds the group for too long;
+    /// [`Error::NoDevice`] when it was released before.
     #[doc(alias = "iommu_release_device")]
     pub fn release_device(&self, device: &Device) -> Result<()> {
         let _probing = self.claim_probing()?;
-        if let Ok(group) = device.group() {
-            self.claim(group)?.dismiss(device);
+        if !self.is_present(device) {
+            return Err(Error::NoDevice);
+        }
+        // Held until the device is gone, so that nobody attaches it again.
+        let claim = device.group().ok().map(|group| self.claim(group)).transpose()?;
+        if let Some(claim) = &claim {
+            claim.dismiss(device);
         }
         self.forget(device);
         Ok(())
     }
 
-    fn probe(&self, info: DeviceInfo, key: GroupKey, pci: &dyn PciConfig) -> Result<Device> {
+    fn probe(&self, mut info: DeviceInfo, key: GroupKey, pci: &dyn PciConfig) -> Result<Device> {
         if self.policy.boot == BootPolicy::Off {
             return Err(Error::NoDevice);
         }
+        let mut sources = heapless::Vec::new();
+        for source in &info.sources {
+            if !sources.contains(source) {
+                // No longer than the list it is copied from.
+                let _ = sources.push(*source);
+            }
+        }
+        info.sources = sources;
         let _probing = self.claim_probing()?;
         if self.devices().any(|device| device.id() == info.id) {
             return Err(Error::Invalid(InvalidReason::Duplicate));
@@ -82,21 +96,21 @@ impl<P: Platform> Iommu<P> {
         let mut regions = ReservedRegions::default();
         unit.reserved_regions(&info, pci, &mut regions)?;
         let windows = windows_without(unit.windows(), &regions)?;
-        let group = match self.groups.iter().find(|group| group.key == key) {
-            Some(slot) => Group::new(slot),
-            None => self.new_group(key, &unit, &info, &windows)?,
+        // A group that all devices have left may still be held by somebody, and is not used again.
+        let known = self.groups.iter().filter(|group| group.key == key).map(Group::new);
+        let group = match known.into_iter().find(|group| self.members(group).next().is_some()) {
+            Some(group) => group,
+            None => self.new_group(key, &unit, &info, default_windows(&windows, &regions)?)?,
         };
+        // From here on nobody else changes the group, of which the device is a member at once.
+        let claim = self.claim(&group)?;
         let device = self
             .register(DeviceSlot { info, iommu: Some(DeviceIommu { unit, group: group.clone(), regions, windows }) })?;
-        let admitted =
-            self.claim(&group).and_then(|claim| claim.admit(&device).inspect_err(|_| claim.dismiss(&device)));
-        match admitted {
-            Ok(()) => Ok(device),
-            Err(error) => {
-                self.forget(&device);
-                Err(error)
-            }
+        if let Err(error) = claim.admit(&device) {
+            self.forget(&device);
+            return Err(error);
         }
+        Ok(device)
     }
 
     /// The unit that names the device, else the one that takes the rest of its segment.
@@ -112,13 +126,11 @@ impl<P: Platform> Iommu<P> {
         rest
     }
 
-    fn new_group(&self, key: GroupKey, unit: &Unit, info: &DeviceInfo, windows: &Windows) -> Result<Group> {
+    fn new_group(&self, key: GroupKey, unit: &Unit, info: &DeviceInfo, windows: Windows) -> Result<Group> {
         let default = match self.default_kind(unit, info) {
             DomainKind::Identity => self.identity.clone(),
             DomainKind::Blocked => self.blocked.clone(),
-            DomainKind::Paging => {
-                unit.domain_alloc_paging(&DomainSpec { traits: unit.traits(), windows: windows.clone() })?
-            }
+            DomainKind::Paging => unit.domain_alloc_paging(&DomainSpec { traits: unit.traits(), windows })?,
         };
         let domain = if self.policy.boot == BootPolicy::IdentityUntilClaimed && info.trust == Trust::Trusted {
             self.identity.clone()
@@ -137,6 +149,24 @@ impl<P: Platform> Iommu<P> {
             (_, Trust::Untrusted) => DomainKind::Paging,
             (None, Trust::Trusted) => self.policy.default_domain,
         }
+    }
+
+    /// A default domain that fits all of `devices`.
+    pub(super) fn default_paging(&self, devices: impl Iterator<Item = Device>) -> Result<Domain> {
+        let mut common: Option<(Unit, DomainSpec)> = None;
+        for device in devices {
+            let DeviceIommu { unit, windows, regions, .. } = device.iommu()?;
+            let (traits, windows) = (unit.traits(), default_windows(windows, regions)?);
+            match &mut common {
+                None => common = Some((unit.clone(), DomainSpec { traits, windows })),
+                Some((_, spec)) => {
+                    spec.traits = spec.traits.common(traits)?;
+                    spec.windows.intersect(&windows)?;
+                }
+            }
+        }
+        let (unit, spec) = common.ok_or(Error::NoDevice)?;
+        unit.domain_alloc_paging(&spec)
     }
 
     fn register(&self, slot: DeviceSlot) -> Result<Device> {
@@ -210,6 +240,15 @@ fn windows_without(mut windows: Windows, regions: &ReservedRegions) -> Result<Wi
             RegionKind::Direct | RegionKind::Reserved | RegionKind::Msi => windows.exclude(region.range)?,
             RegionKind::DirectRelaxable | RegionKind::SoftwareMsi => {}
         }
+    }
+    Ok(windows)
+}
+
+/// What is left for a default domain: relaxable direct regions are mapped in it.
+fn default_windows(windows: &Windows, regions: &ReservedRegions) -> Result<Windows> {
+    let mut windows = windows.clone();
+    for region in regions.iter().filter(|region| region.kind == RegionKind::DirectRelaxable) {
+        windows.exclude(region.range)?;
     }
     Ok(windows)
 }
