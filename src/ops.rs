@@ -252,13 +252,17 @@ pub trait IommuOps: Any + Send + Sync {
     /// Lets requests of `source` go through `domain` instead of `old`. In between a device sees the
     /// old translation, the new one, or a block. `unit` is the handle of this unit. Task.
     ///
+    /// `old` is what the core attached last. A unit that has blocked a source on its own, after an
+    /// error, remembers so and has nothing to take from `old`.
+    ///
     /// # Errors
     /// [`Error::Incompatible`] when the domain does not fit, with nothing changed; after any other
     /// error the source is blocked or as before.
     fn attach(&self, unit: &Unit, source: SourceId, domain: &Domain, old: &Domain) -> Result<()>;
 
     /// Blocks requests of `source`, which went through `old`. Cannot fail: if the hardware does not
-    /// answer, the unit fences itself and keeps quarantined what it may still use. Task.
+    /// answer, the unit fences itself and keeps quarantined what it may still use: the number, and
+    /// the domain (a tag that is not released keeps its tables, or a handle does). Task.
     fn block(&self, unit: &Unit, source: SourceId, old: &Domain);
 
     /// Submits an invalidation. Any.

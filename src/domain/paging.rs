@@ -1,6 +1,7 @@
 //! Paging domains: a page table, and the caches that may hold what is in it.
 
 use core::any::Any;
+use core::mem::ManuallyDrop;
 
 use super::DomainKind;
 use crate::addr::{Iova, IovaRange, PhysAddr};
@@ -24,7 +25,8 @@ pub struct PagingDomain<F: Format, P: Platform> {
     kind: DomainKind,
     traits: UnitTraits,
     windows: Windows,
-    table: PageTable<F, P>,
+    /// Leaked while a cache may still hold translations, see `drop`.
+    table: ManuallyDrop<PageTable<F, P>>,
     tags: Tags<P>,
     platform: P,
     /// What was unmapped and not yet invalidated: deferred on purpose, or because it failed.
@@ -39,7 +41,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
             kind,
             traits: spec.traits,
             windows: spec.windows.clone(),
-            table,
+            table: ManuallyDrop::new(table),
             tags: Tags::new(platform.clone()),
             platform,
             deferred: Lock::new(Flush::new()),
@@ -235,10 +237,17 @@ fn add_below(range: IovaRange, error: Error, flush: &mut Flush) {
 
 impl<F: Format, P: Platform> Drop for PagingDomain<F, P> {
     fn drop(&mut self) {
+        // A tag that was never given back: its unit may still walk the tables.
+        if !self.tags.is_empty() {
+            return;
+        }
         // No unit uses the domain: the last attachment held a handle. Nothing is cached either, for
-        // detach invalidates everything under the domain's number.
+        // whoever releases a tag has invalidated everything under its number.
         let flush = core::mem::take(self.deferred.get_mut());
-        // SAFETY: as above.
-        unsafe { self.table.free(flush.tables) };
+        // SAFETY: as above. The table is not used afterwards.
+        unsafe {
+            self.table.free(flush.tables);
+            ManuallyDrop::drop(&mut self.table);
+        }
     }
 }

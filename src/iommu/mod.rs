@@ -264,10 +264,14 @@ impl<P: Platform> Iommu<P> {
 }
 
 impl<P: Platform> Drop for Iommu<P> {
-    /// Stops every unit. If one does not stop, what its tables reach is leaked.
+    /// Blocks every device, so that domains that live on need no unit, and stops the units. If one
+    /// does not stop, what its tables reach is leaked.
     fn drop(&mut self) {
+        self.devices().for_each(|device| {
+            let _ = self.release_device(&device);
+        });
         if self.shutdown().is_err() {
-            self.devices().for_each(core::mem::forget);
+            self.units().for_each(core::mem::forget);
         }
     }
 }
