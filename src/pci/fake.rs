@@ -147,7 +147,7 @@ impl Fake {
 
 impl PciConfig for Fake {
     fn read32(&self, function: PciAddress, offset: u16) -> u32 {
-        assert!(offset % 4 == 0 && offset < 4096, "{offset:#x}");
+        assert!(offset.is_multiple_of(4) && offset < 4096, "{offset:#x}");
         let spaces = self.spaces.lock().unwrap();
         let segment_0 = function.segment() == 0;
         spaces.get(&function.requester_id()).filter(|_| segment_0).map_or(u32::MAX, |space| space[offset as usize / 4])

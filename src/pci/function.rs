@@ -334,7 +334,10 @@ impl PciFunction {
     }
 
     fn read_extended(&mut self, config: &dyn PciConfig, id: u16, offset: u16) {
-        // A capability at the very end of the space is cut off.
+        // Each has two words at least; what is cut off by the end of the space is none.
+        if offset > 0x1000 - 8 {
+            return;
+        }
         let read = |at: u16| match offset.checked_add(at) {
             Some(register) if register < 0x1000 => config.read32(self.address, register),
             _ => 0,
@@ -393,6 +396,18 @@ mod tests {
         assert_eq!(acs.capable, AcsFlags::ISOLATION | AcsFlags::TRANSLATION_BLOCKING);
         assert_eq!(acs.enabled, AcsFlags::REQUEST_REDIRECT);
         assert_eq!(fake.read32(function, acs.offset) as u16, extended_id::ACS);
+    }
+
+    #[test]
+    fn what_the_end_cuts_off_is_not_read() {
+        let mut fake = Fake::new();
+        let function = fake.express(1, 0, 0, PciKind::Endpoint);
+        fake.set32(function, 0x100, 0xff8 << 20 | u32::from(extended_id::ACS));
+        fake.set32(function, 0xff8, 0xffc << 20 | u32::from(extended_id::PRI));
+        fake.set32(function, 0xffc, u32::from(extended_id::ATS));
+        let read = PciFunction::read(&fake, function).unwrap();
+        assert_eq!((read.acs.map(|acs| acs.offset), read.ats), (Some(0x100), None));
+        assert_eq!(read.pri.map(|pri| (pri.offset, pri.capacity)), Some((0xff8, 0)));
     }
 
     #[test]

@@ -62,11 +62,11 @@ pub fn group_key(config: &dyn PciConfig, function: PciAddress) -> Result<GroupKe
     let mut above: Option<&PciFunction> = None;
     for candidate in bridges.iter().chain([&own]) {
         let switch = above.filter(|above| above.kind == PciKind::UpstreamPort);
-        let separates = match switch {
+        let neighbours_isolated = match switch {
             Some(_) => members_of_bus(config, candidate.address).all(|member| member.is_isolated()),
-            None => candidate.is_isolated() && shares_device(config, candidate).is_none(),
+            None => shares_device(config, candidate).is_none(),
         };
-        if !separates {
+        if !candidate.is_isolated() || !neighbours_isolated {
             return Ok(first_of_group(config, switch.unwrap_or(candidate)));
         }
         above = Some(candidate);
