@@ -10,7 +10,7 @@ use crate::rig::{Rig, map, unmap};
 const HERE: Iova = Iova::new(0x10_0000);
 
 /// The same IOVA in two domains leads to two places, and neither device reaches the other's.
-pub fn isolated(machine: &dyn Machine) -> TestResult {
+pub(crate) fn isolated(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let (mine, theirs) = (rig.attached("edu")?, rig.attached("other")?);
     let (first, second) = (machine.buffer(4096)?, machine.buffer(4096)?);
@@ -25,7 +25,7 @@ pub fn isolated(machine: &dyn Machine) -> TestResult {
 }
 
 /// Two devices in one domain: an unmap stops both.
-pub fn shared(machine: &dyn Machine) -> TestResult {
+pub(crate) fn shared(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
     rig.map_workspace(&domain, "other")?;
@@ -41,7 +41,7 @@ pub fn shared(machine: &dyn Machine) -> TestResult {
 }
 
 /// From domain to domain; each time the device sees the new one only.
-pub fn moving(machine: &dyn Machine) -> TestResult {
+pub(crate) fn moving(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let group = rig.group("edu");
     let (first, second) = (machine.buffer(4096)?, machine.buffer(4096)?);
@@ -63,7 +63,7 @@ pub fn moving(machine: &dyn Machine) -> TestResult {
 }
 
 /// Addresses pass unchanged, by pass-through or by a table over RAM.
-pub fn identity(machine: &dyn Machine) -> TestResult {
+pub(crate) fn identity(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let engine = rig.engine("edu");
     engine.place_workspace(Iova::new(engine.workspace().phys.as_u64()));
@@ -77,7 +77,7 @@ pub fn identity(machine: &dyn Machine) -> TestResult {
     Ok(())
 }
 
-pub fn blocked(machine: &dyn Machine) -> TestResult {
+pub(crate) fn blocked(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
     let buffer = machine.buffer(4096)?;
@@ -93,7 +93,7 @@ pub fn blocked(machine: &dyn Machine) -> TestResult {
 }
 
 /// While a group has an owner it is blocked, but for the owner's domains.
-pub fn owner(machine: &dyn Machine) -> TestResult {
+pub(crate) fn owner(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let group = rig.group("edu");
     let owner = Owner(NonZeroU64::MIN);
@@ -111,7 +111,7 @@ pub fn owner(machine: &dyn Machine) -> TestResult {
 }
 
 /// Everything is reachable until a driver is bound.
-pub fn identity_until_claimed(machine: &dyn Machine) -> TestResult {
+pub(crate) fn identity_until_claimed(machine: &dyn Machine) -> TestResult {
     let policy = Policy { boot: BootPolicy::IdentityUntilClaimed, ..Policy::default() };
     let rig = Rig::with_policy(machine, policy)?;
     let engine = rig.engine("edu");
@@ -125,7 +125,7 @@ pub fn identity_until_claimed(machine: &dyn Machine) -> TestResult {
 }
 
 /// The off switch.
-pub fn off(machine: &dyn Machine) -> TestResult {
+pub(crate) fn off(machine: &dyn Machine) -> TestResult {
     let rig = Rig::with_policy(machine, Policy { boot: BootPolicy::Off, ..Policy::default() })?;
     let engine = rig.engine("edu");
     engine.place_workspace(Iova::new(engine.workspace().phys.as_u64()));
@@ -136,7 +136,7 @@ pub fn off(machine: &dyn Machine) -> TestResult {
 }
 
 /// What the kernel does not know reaches nothing.
-pub fn never_probed(machine: &dyn Machine) -> TestResult {
+pub(crate) fn never_probed(machine: &dyn Machine) -> TestResult {
     let other = machine.device("other").address();
     let dmar = machine.acpi_table(b"DMAR")?;
     let rig = Rig::boot(machine, Policy::default(), &dmar, |address| address != other)?;
@@ -145,7 +145,7 @@ pub fn never_probed(machine: &dyn Machine) -> TestResult {
 }
 
 /// A device that is released is blocked, and can be probed again.
-pub fn released(machine: &dyn Machine) -> TestResult {
+pub(crate) fn released(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
     let buffer = machine.buffer(4096)?;
@@ -162,7 +162,7 @@ pub fn released(machine: &dyn Machine) -> TestResult {
 }
 
 /// Hundreds of domains, one after the other and all alive: ids are given back.
-pub fn many(machine: &dyn Machine) -> TestResult {
+pub(crate) fn many(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let group = rig.group("edu");
     let buffer = machine.buffer(4096)?;
@@ -182,7 +182,7 @@ pub fn many(machine: &dyn Machine) -> TestResult {
 }
 
 /// Suspend and resume: the same domains as before.
-pub fn power(machine: &dyn Machine) -> TestResult {
+pub(crate) fn power(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
     let buffer = machine.buffer(4096)?;
@@ -196,26 +196,30 @@ pub fn power(machine: &dyn Machine) -> TestResult {
 }
 
 /// A kernel starts on hardware that another one left on.
-pub fn second_kernel(machine: &dyn Machine) -> TestResult {
+pub(crate) fn second_kernel(machine: &dyn Machine) -> TestResult {
     let buffer = machine.buffer(4096)?;
     let before = Rig::new(machine)?;
     let old = before.attached("edu")?;
     map(&old, 0x10_0000, &buffer, Prot::RW)?;
     before.assert_reaches("edu", HERE, &buffer, 0, 64);
     before.assert_blocked("edu", Iova::new(0x20_0000), Access::Write);
-    // The first kernel is not asked: its unit keeps translating while the second one comes up.
+    // The first kernel is not asked: the unit keeps translating while the second one comes up.
+    let workspace = before.engine("edu").workspace().iova;
     let rig = Rig::new(machine)?;
     rig.assert_blocked("edu", HERE, Access::Write);
     let domain = rig.attached("edu")?;
     map(&domain, 0x30_0000, &buffer, Prot::RW)?;
     rig.assert_reaches("edu", Iova::new(0x30_0000), &buffer, 0, 64);
-    drop(rig);
-    drop((old, before));
+    drop((domain, rig));
+    // The first one gets the hardware back.
+    before.iommu.resume()?;
+    before.engine("edu").place_workspace(workspace);
+    before.assert_reaches("edu", HERE, &buffer, 0, 64);
     Ok(())
 }
 
 /// Everything is given back, whatever the order in which handles go.
-pub fn teardown(machine: &dyn Machine) -> TestResult {
+pub(crate) fn teardown(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let buffer = machine.buffer(0x20_0000)?;
     let domain = rig.attached("edu")?;
@@ -230,7 +234,7 @@ pub fn teardown(machine: &dyn Machine) -> TestResult {
 }
 
 /// With the n-th allocation failing, for every n: an error, nothing lost, and it works afterwards.
-pub fn out_of_memory(machine: &dyn Machine) -> TestResult {
+pub(crate) fn out_of_memory(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let frames = machine.platform().frames();
     let buffer = machine.buffer(4096)?;

@@ -5,7 +5,7 @@ use iommu_harness::{Access, Machine, TestResult};
 
 use crate::rig::{Rig, map};
 
-pub fn unmapped(machine: &dyn Machine) -> TestResult {
+pub(crate) fn unmapped(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let _domain = rig.attached("edu")?;
     let write = rig.assert_blocked("edu", Iova::new(0x2_0000), Access::Write);
@@ -16,7 +16,7 @@ pub fn unmapped(machine: &dyn Machine) -> TestResult {
     Ok(())
 }
 
-pub fn read_only(machine: &dyn Machine) -> TestResult {
+pub(crate) fn read_only(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
     let buffer = machine.buffer(4096)?;
@@ -30,7 +30,7 @@ pub fn read_only(machine: &dyn Machine) -> TestResult {
     Ok(())
 }
 
-pub fn write_only(machine: &dyn Machine) -> TestResult {
+pub(crate) fn write_only(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
     let buffer = machine.buffer(4096)?;
@@ -42,7 +42,7 @@ pub fn write_only(machine: &dyn Machine) -> TestResult {
     Ok(())
 }
 
-pub fn beyond_the_width(machine: &dyn Machine) -> TestResult {
+pub(crate) fn beyond_the_width(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
     let last = domain.geometry().expect("a paging domain has windows").last();
@@ -53,7 +53,7 @@ pub fn beyond_the_width(machine: &dyn Machine) -> TestResult {
 }
 
 /// A transfer that leaves its mapping: the part inside arrives, the rest does not.
-pub fn across_the_end(machine: &dyn Machine) -> TestResult {
+pub(crate) fn across_the_end(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
     let buffer = machine.buffer(0x2000)?;
@@ -68,7 +68,7 @@ pub fn across_the_end(machine: &dyn Machine) -> TestResult {
 }
 
 /// The unit has room for few records: each must be taken before the next one comes.
-pub fn each_one_is_told(machine: &dyn Machine) -> TestResult {
+pub(crate) fn each_one_is_told(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let _domain = rig.attached("edu")?;
     for page in 0..8 {

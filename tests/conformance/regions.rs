@@ -23,7 +23,7 @@ fn with_direct_region(machine: &dyn Machine, name: &str, buffer: &Buffer) -> Res
 }
 
 /// Reachable from the start, in every domain, before and after a change.
-pub fn direct(machine: &dyn Machine) -> TestResult {
+pub(crate) fn direct(machine: &dyn Machine) -> TestResult {
     let buffer = machine.buffer(0x2000)?;
     let dmar = with_direct_region(machine, "edu", &buffer)?;
     let rig = Rig::boot(machine, Policy::default(), &dmar, |_| true)?;
@@ -49,7 +49,7 @@ pub fn direct(machine: &dyn Machine) -> TestResult {
     Ok(())
 }
 
-pub fn direct_refuses_blocked(machine: &dyn Machine) -> TestResult {
+pub(crate) fn direct_refuses_blocked(machine: &dyn Machine) -> TestResult {
     let buffer = machine.buffer(0x1000)?;
     let dmar = with_direct_region(machine, "edu", &buffer)?;
     let rig = Rig::boot(machine, Policy::default(), &dmar, |_| true)?;
@@ -61,7 +61,7 @@ pub fn direct_refuses_blocked(machine: &dyn Machine) -> TestResult {
 }
 
 /// Interrupt addresses are never translated, so nothing can be mapped there.
-pub fn interrupts(machine: &dyn Machine) -> TestResult {
+pub(crate) fn interrupts(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let device = rig.device("edu");
     let msi = range(0xfee0_0000, 0x10_0000);

@@ -13,24 +13,24 @@ use iommu_harness::{Buffer, DmaDevice, Machine, MachinePlatform};
 const WORKSPACE: Iova = Iova::new(0x7000_0000);
 
 /// A machine with its IOMMU enabled and every function probed.
-pub struct Rig<'m> {
-    pub machine: &'m dyn Machine,
-    pub iommu: Iommu<MachinePlatform>,
+pub(crate) struct Rig<'m> {
+    pub(crate) machine: &'m dyn Machine,
+    pub(crate) iommu: Iommu<MachinePlatform>,
 }
 
 impl<'m> Rig<'m> {
     /// Boot with the default policy.
-    pub fn new(machine: &'m dyn Machine) -> Result<Self, TestError> {
+    pub(crate) fn new(machine: &'m dyn Machine) -> Result<Self, TestError> {
         Self::with_policy(machine, Policy::default())
     }
 
     /// Boot with another policy.
-    pub fn with_policy(machine: &'m dyn Machine, policy: Policy) -> Result<Self, TestError> {
+    pub(crate) fn with_policy(machine: &'m dyn Machine, policy: Policy) -> Result<Self, TestError> {
         Self::boot(machine, policy, &machine.acpi_table(b"DMAR")?, |_| true)
     }
 
     /// Boot with another firmware table, probing only what `wanted` says.
-    pub fn boot(
+    pub(crate) fn boot(
         machine: &'m dyn Machine,
         policy: Policy,
         dmar: &[u8],
@@ -49,38 +49,38 @@ impl<'m> Rig<'m> {
     }
 
     /// The engine called `name`.
-    pub fn engine(&self, name: &str) -> &Arc<dyn DmaDevice> {
+    pub(crate) fn engine(&self, name: &str) -> &Arc<dyn DmaDevice> {
         self.machine.device(name)
     }
 
     /// The device called `name`, as the core knows it.
-    pub fn device(&self, name: &str) -> Device {
+    pub(crate) fn device(&self, name: &str) -> Device {
         let address = self.machine.device(name).address();
         let found = self.iommu.devices().find(|device| device.sources().contains(&address.source_id()));
         found.unwrap_or_else(|| panic!("{address} was not probed"))
     }
 
     /// The group of the device called `name`.
-    pub fn group(&self, name: &str) -> Group {
+    pub(crate) fn group(&self, name: &str) -> Group {
         self.device(name).group().expect("the device is covered").clone()
     }
 
     /// A new domain for the device called `name`, with its workspace mapped, not attached.
-    pub fn domain(&self, name: &str) -> Result<Domain, TestError> {
+    pub(crate) fn domain(&self, name: &str) -> Result<Domain, TestError> {
         let domain = self.iommu.paging_domain(&[&self.device(name)])?;
         self.map_workspace(&domain, name)?;
         Ok(domain)
     }
 
     /// A new domain for the device called `name`, attached.
-    pub fn attached(&self, name: &str) -> Result<Domain, TestError> {
+    pub(crate) fn attached(&self, name: &str) -> Result<Domain, TestError> {
         let domain = self.domain(name)?;
         self.iommu.attach_group(&domain, &self.group(name))?;
         Ok(domain)
     }
 
     /// Maps the workspace of a device in a domain.
-    pub fn map_workspace(&self, domain: &Domain, name: &str) -> Result<(), TestError> {
+    pub(crate) fn map_workspace(&self, domain: &Domain, name: &str) -> Result<(), TestError> {
         let workspace = self.engine(name).workspace();
         let offset = self.machine.devices().iter().position(|device| device.name() == name).unwrap_or(0) as u64;
         let iova = WORKSPACE.checked_add(offset << 24).expect("few devices");
@@ -92,14 +92,14 @@ impl<'m> Rig<'m> {
     }
 
     /// Takes every fault that the unit has recorded.
-    pub fn faults(&self) -> Vec<FaultRecord> {
+    pub(crate) fn faults(&self) -> Vec<FaultRecord> {
         self.iommu.handle_interrupt(InterruptKind::Fault);
         std::iter::from_fn(|| self.iommu.next_fault()).collect()
     }
 
     /// Asserts that `name` cannot do `access` at `iova`, and that this is told. Gives the record.
     #[track_caller]
-    pub fn assert_blocked(&self, name: &str, iova: Iova, access: iommu_harness::Access) -> FaultRecord {
+    pub(crate) fn assert_blocked(&self, name: &str, iova: Iova, access: iommu_harness::Access) -> FaultRecord {
         let _ = self.faults();
         let engine = self.engine(name);
         let _ = engine.poke(iova, access).expect("the device can express it");
@@ -118,7 +118,7 @@ impl<'m> Rig<'m> {
     /// Asserts that `name` can write a buffer at `iova` and read it back: the data arrives in both
     /// directions, and nothing faults.
     #[track_caller]
-    pub fn assert_reaches(&self, name: &str, iova: Iova, buffer: &Buffer, offset: u64, bytes: usize) {
+    pub(crate) fn assert_reaches(&self, name: &str, iova: Iova, buffer: &Buffer, offset: u64, bytes: usize) {
         let engine = self.engine(name);
         let data: Vec<u8> = (0..bytes).map(|index| (index * 7 + 3) as u8).collect();
         let _ = engine.dma_write(iova, &data).expect("the device can express it");
@@ -131,7 +131,7 @@ impl<'m> Rig<'m> {
 }
 
 /// Maps a whole buffer at `iova`.
-pub fn map(domain: &Domain, iova: u64, buffer: &Buffer, prot: Prot) -> Result<IovaRange, Error> {
+pub(crate) fn map(domain: &Domain, iova: u64, buffer: &Buffer, prot: Prot) -> Result<IovaRange, Error> {
     let range = IovaRange::from_len(Iova::new(iova), buffer.bytes())?;
     // SAFETY: the buffer is the test's, and the test outlives what the device does.
     unsafe { domain.map(range, buffer.phys(), prot) }?;
@@ -139,17 +139,17 @@ pub fn map(domain: &Domain, iova: u64, buffer: &Buffer, prot: Prot) -> Result<Io
 }
 
 /// Unmaps and waits.
-pub fn unmap(domain: &Domain, range: IovaRange) -> Result<(), Error> {
+pub(crate) fn unmap(domain: &Domain, range: IovaRange) -> Result<(), Error> {
     // SAFETY: one thread.
     unsafe { domain.unmap_sync(range) }
 }
 
 /// A range of `bytes` bytes from `start` on.
-pub fn range(start: u64, bytes: u64) -> IovaRange {
+pub(crate) fn range(start: u64, bytes: u64) -> IovaRange {
     IovaRange::from_len(Iova::new(start), bytes).expect("a range")
 }
 
 /// The physical address `offset` bytes into a buffer.
-pub fn phys(buffer: &Buffer, offset: u64) -> PhysAddr {
+pub(crate) fn phys(buffer: &Buffer, offset: u64) -> PhysAddr {
     PhysAddr::new(buffer.phys().as_u64() + offset)
 }
