@@ -46,7 +46,7 @@ pub mod runner;
 
 pub use devices::{Access, DmaDevice, DmaOutcome, Workspace};
 pub use error::{Error, Result};
-pub use frames::FramePool;
+pub use frames::{FramePool, POISON};
 pub use machine::{Buffer, Machine};
 pub use options::{Node, Topology, VtdOptions, X86Options};
 pub use platform::MachinePlatform;

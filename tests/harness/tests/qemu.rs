@@ -10,8 +10,7 @@ use iommu_harness::devices::POKE;
 use iommu_harness::options::Bridge;
 use iommu_harness::runner::TestError;
 use iommu_harness::{
-    Access, DmaDevice, DmaOutcome, Error, Machine, Node, QemuVersion, QemuX86, Suite, TestResult, VtdOptions,
-    X86Options,
+    Access, DmaOutcome, Error, Machine, Node, QemuVersion, QemuX86, Suite, TestResult, VtdOptions, X86Options,
 };
 
 fn main() {

@@ -9,9 +9,9 @@
 //! - `edu` needs it for [`dma_write`](DmaDevice::dma_write) and [`dma_read`](DmaDevice::dma_read)
 //!   only.
 
-mod edu;
+pub(crate) mod edu;
 mod engine;
-mod lsi;
+pub(crate) mod lsi;
 
 use std::fmt;
 

@@ -63,20 +63,21 @@ impl Line {
     fn devices(&mut self, nodes: &[Node], bus: &str, parent: Option<Bridge>) {
         let places = place(nodes, parent);
         for (node, (device, function)) in nodes.iter().zip(&places) {
-            let name = &node.name;
+            // QEMU also names properties by ids: a prefix keeps them from meeting others.
+            let id = format!("node-{}", node.name);
             let kind = match &node.kind {
                 NodeKind::Engine(Engine::Edu) => "edu,dma_mask=0xffffffffffffffff".to_owned(),
                 NodeKind::Engine(Engine::Lsi) => "lsi53c895a".to_owned(),
-                // Two root ports on one chassis need different slots; a chassis each does, too.
-                NodeKind::Bridge(Bridge::RootPort, _) => format!("pcie-root-port,chassis={}", device + 1),
+                // No two root ports may share chassis and slot. The line grows, so this does not repeat.
+                NodeKind::Bridge(Bridge::RootPort, _) => format!("pcie-root-port,chassis={}", self.0.len()),
                 NodeKind::Bridge(Bridge::PcieToPci, _) => "pcie-pci-bridge".to_owned(),
                 NodeKind::Bridge(Bridge::Conventional, _) => "i82801b11-bridge".to_owned(),
             };
             let shares = places.iter().filter(|(other, _)| other == device).count() > 1;
             let many = if shares && *function == 0 { ",multifunction=on" } else { "" };
-            self.pair("-device", &format!("{kind},id={name},bus={bus},addr={device:#x}.{function}{many}"));
+            self.pair("-device", &format!("{kind},id={id},bus={bus},addr={device:#x}.{function}{many}"));
             if let NodeKind::Bridge(bridge, children) = &node.kind {
-                self.devices(children, name, Some(*bridge));
+                self.devices(children, &id, Some(*bridge));
             }
         }
     }
@@ -104,8 +105,8 @@ mod tests {
             devices,
             [
                 "device intel-iommu,pt=off",
-                "device pcie-pci-bridge,id=bridge,bus=pcie.0,addr=0x1.0",
-                "device lsi53c895a,id=lsi,bus=bridge,addr=0x1.0"
+                "device pcie-pci-bridge,id=node-bridge,bus=pcie.0,addr=0x1.0",
+                "device lsi53c895a,id=node-lsi,bus=node-bridge,addr=0x1.0"
             ]
         );
         assert!(line.contains(" -S ") && !line.contains("icount"));

@@ -15,7 +15,7 @@ use super::command::{arguments, place};
 use super::process::{Binary, Process, Target, TempDir};
 use super::qtest::Qtest;
 use crate::bus::{Bus, Width};
-use crate::devices::{DmaDevice, Edu, Lsi, PciEngine};
+use crate::devices::{DmaDevice, Edu, Lsi, PciEngine, edu, lsi};
 use crate::error::{Error, Result};
 use crate::firmware::AcpiTables;
 use crate::frames::FramePool;
@@ -93,6 +93,7 @@ impl QemuX86 {
         };
         builder.nodes(&options.topology, None, None)?;
         let (devices, names) = (builder.devices, builder.names);
+        bus.qtest.announce_loss();
         let (version, has_vtd) = (binary.version(), options.vtd.is_some());
         Ok(Self { devices, names, functions, config, platform, buffers, bus, process, version, quirks, has_vtd })
     }
@@ -165,7 +166,7 @@ impl Machine for QemuX86 {
 
 impl Drop for QemuX86 {
     fn drop(&mut self) {
-        self.bus.qtest.close();
+        self.bus.qtest.expect_loss();
     }
 }
 
@@ -260,11 +261,12 @@ impl Builder<'_> {
         requester: SourceId,
     ) -> Result<Arc<dyn DmaDevice>> {
         pci::enable(self.config, function.address);
-        let bar = match engine {
-            Engine::Edu => function.memory[0],
-            Engine::Lsi => function.memory[1],
+        let (id, bar) = match engine {
+            Engine::Edu => (edu::ID, function.memory[0]),
+            Engine::Lsi => (lsi::ID, function.memory[1]),
         };
-        let bar = bar.ok_or_else(|| Error::Pci(format!("{name} has no registers")))?;
+        let bar = bar.filter(|_| id == (function.vendor, function.device));
+        let bar = bar.ok_or_else(|| Error::Pci(format!("{name} is not what was asked for")))?;
         let (bus, pool) = (self.bus.clone(), self.buffers.clone());
         Ok(match engine {
             Engine::Edu => Arc::new(PciEngine::new(name, function.address, requester, pool, |ram, workspace| {

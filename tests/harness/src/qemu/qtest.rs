@@ -29,8 +29,9 @@ pub struct IrqEvent {
 pub struct Qtest {
     connection: Mutex<Connection>,
     output: Output,
-    /// Whether the machine is meant to be gone, so that nothing is said about it.
-    closed: AtomicBool,
+    /// Whether the loss of the connection is told on standard error: it is a surprise then, and the
+    /// driver under test, which sees it first, has no way to tell it.
+    announced: AtomicBool,
 }
 
 struct Connection {
@@ -48,7 +49,7 @@ impl Qtest {
         let limited = stream.set_read_timeout(Some(TIMEOUT)).and_then(|()| stream.set_write_timeout(Some(TIMEOUT)));
         limited.map_err(Error::io("setting the time-outs of the qtest socket"))?;
         let connection = Connection { stream: BufReader::new(stream), irqs: VecDeque::new(), lost: false };
-        Ok(Self { connection: Mutex::new(connection), output, closed: AtomicBool::new(false) })
+        Ok(Self { connection: Mutex::new(connection), output, announced: AtomicBool::new(false) })
     }
 
     /// Sends one command and gives what follows `OK` in its answer.
@@ -64,7 +65,7 @@ impl Qtest {
         let reply = connection.exchange(command).map_err(|error| {
             connection.lost = true;
             let error = self.explain(error);
-            if !self.closed.load(Ordering::Relaxed) {
+            if self.announced.load(Ordering::Relaxed) {
                 eprintln!("qtest `{command}`: {error}");
             }
             error
@@ -112,9 +113,14 @@ impl Qtest {
         self.lock().irqs.drain(..).collect()
     }
 
-    /// From now on it is no news that QEMU is gone.
-    pub fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
+    /// From now on the loss of the connection is told on standard error.
+    pub fn announce_loss(&self) {
+        self.announced.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on it is no news that QEMU is gone, as at first.
+    pub fn expect_loss(&self) {
+        self.announced.store(false, Ordering::Relaxed);
     }
 
     fn number(&self, command: &str) -> Result<u64> {
@@ -219,7 +225,6 @@ mod tests {
     #[test]
     fn a_refusal_is_told_and_a_lost_connection_stays_lost() {
         let (qtest, heard) = peer(&["FAIL Unknown command\n", "OK cut"]);
-        qtest.close();
         assert!(matches!(qtest.command("what"), Err(Error::Refused { .. })));
         assert!(matches!(qtest.command("endianness"), Err(Error::Exited { .. })));
         heard.join().unwrap();
