@@ -74,7 +74,7 @@ impl Suite {
 
     /// Adds a test. It runs on a thread of its own; a panic is a failure.
     pub fn test(&mut self, name: impl Into<String>, test: impl FnOnce() -> TestResult + Send + 'static) {
-        self.trials.push(Trial::ignorable_test(name, move || conclude(test())));
+        self.trials.push(Trial::ignorable_test(name, move || conclude(test(), is_required())));
     }
 
     /// Runs the tests and ends the program with their status.
@@ -83,13 +83,46 @@ impl Suite {
     }
 }
 
-fn conclude(result: TestResult) -> Result<Completion, Failed> {
+/// What it means that a machine is missing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    Ignored,
+    Failure,
+}
+
+fn is_required() -> Missing {
+    let required = env::var_os(REQUIRE_QEMU).is_some_and(|value| value == "1");
+    if required { Missing::Failure } else { Missing::Ignored }
+}
+
+fn conclude(result: TestResult, missing: Missing) -> Result<Completion, Failed> {
     match result {
         Ok(()) => Ok(Completion::Completed),
         Err(TestError::Failed(message)) => Err(message.into()),
-        Err(TestError::Unavailable(reason)) if env::var_os(REQUIRE_QEMU).is_some_and(|value| value == "1") => {
-            Err(format!("{reason} ({REQUIRE_QEMU}=1)").into())
-        }
-        Err(TestError::Unavailable(reason)) => Ok(Completion::ignored_with(reason)),
+        Err(TestError::Unavailable(reason)) => match missing {
+            Missing::Failure => Err(format!("{reason} ({REQUIRE_QEMU}=1)").into()),
+            Missing::Ignored => Ok(Completion::ignored_with(reason)),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libtest_mimic::Completion;
+
+    use super::{Missing, TestResult, conclude};
+    use crate::error::Error;
+
+    #[test]
+    fn what_is_missing_is_ignored_unless_it_is_required() {
+        let unavailable =
+            || -> TestResult { Err(Error::Unavailable { what: "no qemu".to_owned(), remedy: "install it" })? };
+        let ignored = conclude(unavailable(), Missing::Ignored);
+        assert!(
+            matches!(ignored, Ok(Completion::Ignored { reason: Some(text) }) if text == "no qemu; try: install it")
+        );
+        assert!(conclude(unavailable(), Missing::Failure).is_err());
+        assert!(conclude(Err(Error::Disconnected.into()), Missing::Ignored).is_err());
+        assert!(conclude(Err(iommu::Error::NoMemory.into()), Missing::Ignored).is_err());
     }
 }

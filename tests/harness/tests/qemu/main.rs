@@ -1,8 +1,13 @@
 //! The harness itself on QEMU: everything that tests of drivers stand on, without a driver.
 
+mod faults;
+
+use std::env;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iommu::platform::{Platform, Registers};
 use iommu::{Iova, PciAddress, PhysAddr};
@@ -13,7 +18,13 @@ use iommu_harness::{
     Access, DmaOutcome, Error, Machine, Node, QemuVersion, QemuX86, Suite, TestResult, VtdOptions, X86Options,
 };
 
+/// Set in a copy of this program that starts a machine, tells its process id, and waits to be killed.
+const VICTIM: &str = "IOMMU_HARNESS_VICTIM";
+
 fn main() {
+    if env::var_os(VICTIM).is_some() {
+        victim();
+    }
     let mut suite = Suite::from_arguments();
     suite.test("lsi_copies", lsi_copies);
     suite.test("lsi_without_its_script_does_nothing", lsi_without_its_script_does_nothing);
@@ -28,6 +39,9 @@ fn main() {
     suite.test("ram_above_4_gib", ram_above_4_gib);
     suite.test("two_machines_at_once", two_machines_at_once);
     suite.test("a_dropped_machine_is_dead", a_dropped_machine_is_dead);
+    suite.test("a_killed_program_takes_its_machine_along", a_killed_program_takes_its_machine_along);
+    suite.test("requesters_are_as_told", faults::requesters_are_as_told);
+    suite.test("workspaces_move", faults::workspaces_move);
     suite.test("a_qemu_that_refuses_to_start_tells_why", a_qemu_that_refuses_to_start_tells_why);
     suite.run()
 }
@@ -232,6 +246,38 @@ fn a_dropped_machine_is_dead() -> TestResult {
     // SAFETY: allocated above, not used any more.
     unsafe { platform.free_frames(frame, 0) };
     assert_eq!(platform.frames_in_use(), 0);
+    Ok(())
+}
+
+fn victim() -> ! {
+    match QemuX86::start(&vtd()) {
+        Ok(machine) => {
+            println!("{}", machine.process_id());
+            thread::sleep(Duration::from_secs(60));
+        }
+        Err(error) => eprintln!("{error}"),
+    }
+    std::process::exit(1)
+}
+
+fn a_killed_program_takes_its_machine_along() -> TestResult {
+    if !cfg!(target_os = "linux") {
+        return Err(TestError::unavailable("only Linux kills the children of what was killed"));
+    }
+    drop(QemuX86::start(&vtd())?);
+    let mut child = Command::new(env::current_exe()?).env(VICTIM, "1").stdout(Stdio::piped()).spawn()?;
+    let mut line = String::new();
+    let heard = child.stdout.take().map(|output| BufReader::new(output).read_line(&mut line));
+    child.kill()?;
+    child.wait()?;
+    heard.transpose()?;
+    let process: u32 = line.trim().parse()?;
+    let start = Instant::now();
+    // Gone, or a zombie that only its new parent can remove.
+    while std::fs::read_to_string(format!("/proc/{process}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(start.elapsed() < Duration::from_secs(5), "QEMU outlives the program that started it");
+        thread::sleep(Duration::from_millis(2));
+    }
     Ok(())
 }
 
