@@ -36,6 +36,16 @@ impl PciConfig for PciConfigSpace {
     }
 }
 
+impl PciConfig for PciConfigSpace {
+    fn read32(&self, function: PciAddress, offset: u16) -> u32 {
+        Self::read32(self, function, offset)
+    }
+
+    fn write32(&self, function: PciAddress, offset: u16, value: u32) {
+        Self::write32(self, function, offset, value);
+    }
+}
+
 impl fmt::Debug for PciConfigSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PciConfigSpace")

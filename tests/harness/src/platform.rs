@@ -13,7 +13,8 @@ use crate::bus::{Bus, BusRegisters};
 use crate::frames::FramePool;
 use crate::ram::GuestRam;
 
-/// How many threads may call into a driver at once; each stands for a processor.
+/// How many processors the platform tells of. Each live thread that calls into a driver is one; the
+/// last is kept for threads that are ending.
 pub const PROCESSORS: usize = 32;
 
 /// [`Platform`] over a machine. Clones stand for the same platform.
@@ -110,11 +111,11 @@ fn processor_of_this_thread() -> usize {
         fn take() -> Self {
             let claim = |taken: u64| {
                 let free = taken.trailing_ones() as usize;
-                (free < PROCESSORS).then_some(taken | 1 << free)
+                (free < PROCESSORS - 1).then_some(taken | 1 << free)
             };
             match TAKEN.fetch_update(Ordering::AcqRel, Ordering::Acquire, claim) {
                 Ok(before) => Self(before.trailing_ones() as usize),
-                Err(_) => panic!("more than {PROCESSORS} threads in drivers at once"),
+                Err(_) => panic!("more than {} threads in drivers at once", PROCESSORS - 1),
             }
         }
     }
@@ -124,7 +125,7 @@ fn processor_of_this_thread() -> usize {
         }
     }
     thread_local!(static PROCESSOR: Processor = Processor::take());
-    // While a thread ends its locals may be gone; it is the only user of its last number then.
+    // While a thread ends its locals may be gone. The last number is kept for that.
     PROCESSOR.try_with(|processor| processor.0).unwrap_or(PROCESSORS - 1)
 }
 

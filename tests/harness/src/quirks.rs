@@ -65,21 +65,23 @@ pub struct QemuQuirks {
     pub vtd_wait_with_both_is_fatal: bool,
     /// Whether the PASID field of a fault record is garbage in legacy mode, where it has no meaning.
     pub vtd_fault_pasid_is_garbage: bool,
-    /// Whether PASID-cache and PASID-based IOTLB invalidations are accepted and ignored.
+    /// Whether PASID-cache and PASID-based IOTLB invalidations are accepted and ignored. Other versions
+    /// do what they say, and refuse them on a unit without scalable mode.
     pub vtd_ignores_pasid_invalidations: bool,
 }
 
 impl QemuQuirks {
-    /// The quirks of `version`. What lies between measured versions is taken for the older.
-    pub const fn of(version: QemuVersion) -> Self {
-        let old = version.major < 10;
+    /// The quirks of `version`. Measured were 7.2.22 and 10.0.2, and in parts a development version,
+    /// 10.2.50; what lies between is taken for the older.
+    pub fn of(version: QemuVersion) -> Self {
+        let before_10 = version < QemuVersion::new(10, 0, 0);
         Self {
-            edu_buffer_end: if old { 4095 } else { 4096 },
-            vtd_default_address_bits: if old { 39 } else { 48 },
-            vtd_fatal_quad_writes: if old { &[0x38, 0xa0, 0xa8] } else { &[] },
-            vtd_wait_with_both_is_fatal: old,
-            vtd_fault_pasid_is_garbage: old,
-            vtd_ignores_pasid_invalidations: old,
+            edu_buffer_end: if before_10 { 4095 } else { 4096 },
+            vtd_default_address_bits: if before_10 { 39 } else { 48 },
+            vtd_fatal_quad_writes: &[0x38, 0xa0, 0xa8],
+            vtd_wait_with_both_is_fatal: version < QemuVersion::new(10, 2, 50),
+            vtd_fault_pasid_is_garbage: true,
+            vtd_ignores_pasid_invalidations: before_10,
         }
     }
 }

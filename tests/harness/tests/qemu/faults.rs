@@ -119,7 +119,7 @@ pub(crate) fn workspaces_move() -> TestResult {
     for device in machine.devices() {
         let space = device.workspace();
         for page in 0..space.bytes / 4096 {
-            entry(&leaves, page, space.phys.as_u64() + page * 4096 | 3);
+            entry(&leaves, page, (space.phys.as_u64() + page * 4096) | 3);
         }
         device.place_workspace(Iova::new(0));
         target.fill(0);
