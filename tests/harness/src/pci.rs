@@ -23,14 +23,14 @@ impl PciConfigSpace {
     pub fn new(bus: Arc<dyn Bus>) -> Self {
         Self { bus }
     }
-}
 
-impl PciConfig for PciConfigSpace {
-    fn read32(&self, function: PciAddress, offset: u16) -> u32 {
+    /// Reads 32 bits at `offset`, a multiple of 4 below 4096.
+    pub fn read32(&self, function: PciAddress, offset: u16) -> u32 {
         self.bus.config_read32(function, offset).unwrap_or(u32::MAX)
     }
 
-    fn write32(&self, function: PciAddress, offset: u16, value: u32) {
+    /// Writes 32 bits at `offset`, a multiple of 4 below 4096.
+    pub fn write32(&self, function: PciAddress, offset: u16, value: u32) {
         // The bus has told it.
         let _ = self.bus.config_write32(function, offset, value);
     }
