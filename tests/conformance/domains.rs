@@ -267,3 +267,18 @@ pub(crate) fn out_of_memory(machine: &dyn Machine) -> TestResult {
     assert!(after <= before + 2, "{before} frames before, {after} after");
     Ok(())
 }
+
+/// Translation is turned off before anything is dropped: nothing is lost, and nothing is needed.
+pub(crate) fn shutdown(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let buffer = machine.buffer(4096)?;
+    let domain = rig.attached("edu")?;
+    let mapped = map(&domain, 0x10_0000, &buffer, Prot::RW)?;
+    rig.assert_reaches("edu", HERE, &buffer, 0, 64);
+    rig.iommu.shutdown()?;
+    let engine = rig.engine("edu");
+    let _ = engine.poke(buffer.iova(), Access::Write)?;
+    assert_eq!(buffer.read(0, 4), *b"POKE", "without translation the device reaches everything");
+    unmap(&domain, mapped)?;
+    Ok(())
+}

@@ -55,6 +55,7 @@ const CASES: &[Case] = &[
     Case { name: "domains::many", devices: one_edu, run: domains::many },
     Case { name: "domains::power", devices: one_edu, run: domains::power },
     Case { name: "domains::second_kernel", devices: one_edu, run: domains::second_kernel },
+    Case { name: "domains::shutdown", devices: one_edu, run: domains::shutdown },
     Case { name: "domains::teardown", devices: two_edus, run: domains::teardown },
     Case { name: "domains::out_of_memory", devices: one_edu, run: domains::out_of_memory },
     Case { name: "regions::direct", devices: one_edu, run: regions::direct },

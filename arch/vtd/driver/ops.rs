@@ -24,6 +24,9 @@ use crate::prot::Prot;
 use crate::region::{RegionKind, ReservedRegion, ReservedRegions};
 use crate::window::Windows;
 
+/// The queue's sequence numbers begin at one.
+const NOTHING_TO_WAIT_FOR: Ticket = Ticket(0);
+
 /// Writes here are interrupts and are never translated (VT-d 3.14).
 const INTERRUPT_RANGE: (u64, u64) = (0xfee0_0000, 0xfeef_ffff);
 
@@ -105,10 +108,17 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         let domain = DomainId::new(invalidation.tag.id as u16);
         let requests = iotlb_requests(self.capabilities(), domain, invalidation.ranges, invalidation.depth);
         let submitted = self.queue.submit(&self.registers, &requests);
-        self.fence_on_time_out(submitted).map(|ticket| Ticket(ticket.sequence))
+        match self.fence_on_time_out(submitted) {
+            Ok(ticket) => Ok(Ticket(ticket.sequence)),
+            Err(Error::Fenced) if self.is_off() => Ok(NOTHING_TO_WAIT_FOR),
+            Err(error) => Err(error),
+        }
     }
 
     fn wait(&self, ticket: Ticket) -> Result<()> {
+        if ticket == NOTHING_TO_WAIT_FOR {
+            return Ok(());
+        }
         self.fence_on_time_out(self.queue.wait(&self.registers, queue::Ticket { sequence: ticket.0 }))
     }
 

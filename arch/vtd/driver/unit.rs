@@ -16,6 +16,7 @@ use super::queue::{Queue, QueueConfig};
 use super::registers::UnitRegisters;
 use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};
 use crate::arch::vtd::layout::descriptors::{ContextScope, IotlbScope, Request};
+use crate::arch::vtd::layout::registers::Global;
 use crate::arch::vtd::layout::tables::TranslationType;
 use crate::arch::vtd::layout::{AddressWidth, Cap, ContextEntry, DomainId, Ecap};
 use crate::domain::{Domain, DomainKind, PagingDomain};
@@ -332,7 +333,17 @@ impl<P: Platform> VtdUnit<P> {
     /// Submits requests and waits for them; a unit that does not answer is fenced.
     pub(super) fn flush(&self, requests: &[Request; 2]) -> Result<()> {
         let result = self.queue.run(&self.registers, &requests.map(Request::encode));
-        self.fence_on_time_out(result)
+        match self.fence_on_time_out(result) {
+            Err(Error::Fenced) if self.is_off() => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Whether translation and queue are off, after [`stop`](Self::stop). Nothing needs to be
+    /// invalidated then: [`enable`](crate::ops::IommuOps::enable) invalidates everything first. A
+    /// change that found the queue off under its lock is visible to whoever starts it.
+    pub(super) fn is_off(&self) -> bool {
+        self.registers.status().is_ok_and(|status| !status.intersects(Global::TE | Global::QIE))
     }
 
     pub(super) fn fence_on_time_out<T>(&self, result: Result<T>) -> Result<T> {
