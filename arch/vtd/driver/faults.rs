@@ -154,3 +154,205 @@ impl<P: Platform> UnitRegisters<P> {
         self.raw().write32(offset::FECTL, control & !EVENT_MASKED);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    extern crate std;
+    use core::ptr::NonNull;
+    use core::time::Duration;
+    use std::sync::{Arc, Mutex};
+    use std::vec;
+    use std::vec::Vec;
+
+    use super::{FaultLog, MAX_ROUNDS};
+    use crate::addr::PhysAddr;
+    use crate::arch::vtd::driver::UnitRegisters;
+    use crate::arch::vtd::layout::fault::Access;
+    use crate::arch::vtd::layout::registers::offset;
+    use crate::error::Result;
+    use crate::platform::{Hosted, Instant, Platform, Registers};
+
+    const RECORDS: usize = 4;
+    const FIRST: usize = 0x400;
+
+    /// A unit with four records at 0x400, of which the oldest is at `next` when all are taken.
+    #[derive(Clone, Default)]
+    struct Unit(Arc<Mutex<State>>);
+
+    #[derive(Default)]
+    struct State {
+        records: [[u32; 4]; RECORDS],
+        next: usize,
+        overflow: bool,
+        /// Faults that come as soon as there is room, again and again.
+        storm: bool,
+        queue_error: bool,
+        events: Vec<(usize, u32)>,
+    }
+
+    impl State {
+        fn fault(&mut self, source: u16, page: u32) {
+            let pending = self.overflow || self.records[self.next][3] >> 31 == 1;
+            if pending {
+                self.overflow = true;
+                return;
+            }
+            self.records[self.next] = [page << 12, 0, u32::from(source), 0x8000_0005];
+            self.next = (self.next + 1) % RECORDS;
+        }
+
+        fn first(&self) -> usize {
+            (0..RECORDS).map(|index| (self.next + index) % RECORDS).find(|&at| self.valid(at)).unwrap_or(0)
+        }
+
+        fn valid(&self, index: usize) -> bool {
+            self.records[index][3] >> 31 == 1
+        }
+    }
+
+    impl Registers for Unit {
+        fn read32(&self, offset: usize) -> u32 {
+            let state = self.0.lock().unwrap();
+            match offset {
+                offset::VER => 0x10,
+                offset::FSTS => {
+                    let pending = u32::from((0..RECORDS).any(|index| state.valid(index)));
+                    let first = (state.first() as u32) << 8;
+                    first | u32::from(state.queue_error) << 4 | pending << 1 | u32::from(state.overflow)
+                }
+                offset::FECTL => 0x4000_0000,
+                FIRST.. => state.records[(offset - FIRST) / 16][offset / 4 % 4],
+                _ => 0,
+            }
+        }
+
+        fn read64(&self, offset: usize) -> u64 {
+            match offset {
+                // NFR 3, FRO 0x40, ND 1.
+                offset::CAP => 3 << 40 | 0x40 << 24 | 1,
+                _ => 0,
+            }
+        }
+
+        fn write32(&self, offset: usize, value: u32) {
+            let mut state = self.0.lock().unwrap();
+            match offset {
+                offset::FSTS => {
+                    assert_eq!(value & !1, 0, "what belongs to the queue stays");
+                    state.overflow &= value & 1 == 0;
+                }
+                FIRST.. => {
+                    assert_eq!(offset % 16, 12);
+                    assert_eq!(value, 0x8000_0000);
+                    let index = (offset - FIRST) / 16;
+                    state.records[index][3] &= !value;
+                    if state.storm {
+                        state.fault(9, 9);
+                    }
+                }
+                _ => state.events.push((offset, value)),
+            }
+        }
+    }
+
+    // SAFETY: hands out no memory.
+    unsafe impl Platform for Unit {
+        type Registers = Self;
+        type Processor = Hosted;
+
+        fn alloc_frames(&self, _order: u8, _last: PhysAddr) -> Option<PhysAddr> {
+            None
+        }
+
+        unsafe fn free_frames(&self, _first: PhysAddr, _order: u8) {}
+
+        fn phys_to_virt(&self, _phys: PhysAddr) -> NonNull<u8> {
+            NonNull::dangling()
+        }
+
+        fn map_registers(&self, _base: PhysAddr, _bytes: usize) -> Result<Self> {
+            Ok(self.clone())
+        }
+
+        fn now(&self) -> Instant {
+            Instant::from_nanos(0) + Duration::from_secs(1)
+        }
+    }
+
+    fn drain(unit: &UnitRegisters<Unit>) -> (Vec<(u16, u64)>, super::Drained) {
+        let mut seen = vec![];
+        let drained = FaultLog::new().drain(unit, &mut |record| {
+            assert_eq!(record.access, Access::Write);
+            seen.push((record.source, record.address));
+        });
+        assert_eq!(drained.records, seen.len());
+        (seen, drained)
+    }
+
+    fn unit() -> (Unit, UnitRegisters<Unit>) {
+        let model = Unit::default();
+        let unit = UnitRegisters::map(model.clone(), PhysAddr::new(0)).unwrap();
+        (model, unit)
+    }
+
+    #[test]
+    fn records_come_in_the_order_of_the_faults() {
+        let (model, unit) = unit();
+        for first in 0..9u16 {
+            for index in 0..3 {
+                model.0.lock().unwrap().fault(first, u32::from(first) * 8 + index);
+            }
+            let base = u64::from(first) * 0x8000;
+            let (seen, drained) = drain(&unit);
+            assert_eq!(seen, [(first, base), (first, base + 0x1000), (first, base + 0x2000)]);
+            assert!(!drained.lost && !drained.pending && !drained.queue);
+        }
+        assert_eq!(drain(&unit).0, []);
+    }
+
+    #[test]
+    fn lost_faults_are_noticed_and_recording_goes_on() {
+        let (model, unit) = unit();
+        for page in 0..7 {
+            model.0.lock().unwrap().fault(1, page);
+        }
+        let (seen, drained) = drain(&unit);
+        assert_eq!(seen.len(), RECORDS);
+        assert!(drained.lost && !drained.pending);
+        model.0.lock().unwrap().fault(2, 1);
+        assert_eq!(drain(&unit).0, [(2, 0x1000)]);
+    }
+
+    #[test]
+    fn a_storm_does_not_keep_the_reader() {
+        let (model, unit) = unit();
+        model.0.lock().unwrap().storm = true;
+        model.0.lock().unwrap().fault(9, 9);
+        let (seen, drained) = drain(&unit);
+        assert!(drained.pending);
+        assert!((1..=MAX_ROUNDS * RECORDS).contains(&seen.len()), "{}", seen.len());
+    }
+
+    #[test]
+    fn errors_of_the_queue_are_left_to_it() {
+        let (model, unit) = unit();
+        model.0.lock().unwrap().queue_error = true;
+        model.0.lock().unwrap().fault(1, 1);
+        let (_, drained) = drain(&unit);
+        assert!(drained.queue && !drained.pending);
+    }
+
+    #[test]
+    fn the_event_is_masked_while_it_changes() {
+        let (model, unit) = unit();
+        unit.set_fault_interrupt(0x1_fee0_1000, 0x31);
+        let expected = [
+            (offset::FECTL, 0xc000_0000),
+            (offset::FEDATA, 0x31),
+            (offset::FEADDR, 0xfee0_1000),
+            (offset::FEUADDR, 1),
+            (offset::FECTL, 0x4000_0000),
+        ];
+        assert_eq!(model.0.lock().unwrap().events, expected);
+    }
+}
