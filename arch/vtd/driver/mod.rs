@@ -18,7 +18,6 @@ mod firmware;
 mod invalidation;
 mod ops;
 pub mod queue;
-mod recovery;
 pub mod registers;
 mod unit;
 

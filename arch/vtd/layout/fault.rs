@@ -1,5 +1,5 @@
 //! Fault records and what their reasons mean (VT-d 7.1.3, 5.1.4.1 and 11.4.7.6).
-#![deny(clippy::arithmetic_side_effects)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 use core::fmt;
 
@@ -181,6 +181,11 @@ pub enum AddressType {
 
 bitflags! {
     /// What a request with PASID asked for besides (VT-d 11.4.7.6).
+    ///
+    /// ```
+    /// use iommu::arch::vtd::layout::fault::Privileges;
+    /// assert!(Privileges::all().contains(Privileges::EXECUTE));
+    /// ```
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct Privileges: u8 {
         /// EXE: to execute.

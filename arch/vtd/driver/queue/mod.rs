@@ -7,15 +7,20 @@
 //! requests may overtake it (6.5.2.12), so that every wait carries the fence flag.
 //!
 //! Queue and status word are snooped on every unit (11.4.3, C): no cache line is cleaned here.
-#![deny(clippy::arithmetic_side_effects)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+
+mod recovery;
+mod ring;
+mod state;
 
 use core::mem::ManuallyDrop;
 use core::time::Duration;
 
+use self::state::{Fate, Mode, State};
 use super::UnitRegisters;
 use crate::addr::PhysAddr;
 use crate::arch::vtd::layout::Descriptor;
-use crate::arch::vtd::layout::descriptors::{Request, WaitFlags, kind};
+use crate::arch::vtd::layout::descriptors::kind;
 use crate::arch::vtd::layout::registers::DescriptorWidth;
 use crate::error::{Error, InvalidReason, InvalidationReason, Result, WaitReason};
 use crate::hwmem::FrameTable;
@@ -71,7 +76,7 @@ impl Default for QueueConfig {
 #[derive(Debug)]
 #[must_use = "the invalidation is not known to be done before `Queue::wait`"]
 pub struct Ticket {
-    pub(super) sequence: u64,
+    sequence: u64,
 }
 
 /// The invalidation queue of one unit.
@@ -96,99 +101,21 @@ pub struct Ticket {
 #[derive(Debug)]
 pub struct Queue<P: Platform> {
     platform: P,
-    pub(super) ring: ManuallyDrop<FrameTable<P>>,
+    ring: ManuallyDrop<FrameTable<P>>,
     /// Word 0 is the status word, word 1 takes the writes that nobody reads.
     status: ManuallyDrop<FrameTable<P>>,
-    pub(super) width: DescriptorWidth,
+    width: DescriptorWidth,
     order: u8,
-    pub(super) limit: Duration,
+    limit: Duration,
     /// Sequence number of the newest batch. Written under the lock.
-    pub(super) submitted: AtomicU64,
+    submitted: AtomicU64,
     /// Batches up to this one were given up by a reset. Written under the lock.
-    pub(super) given_up: AtomicU64,
+    given_up: AtomicU64,
     /// Whether a waiter must look into the state: something failed, or the queue does not run.
     /// Written under the lock.
-    pub(super) attention: AtomicBool,
+    attention: AtomicBool,
     /// Guards the ring and IQT. Innermost: nothing else is locked under it.
-    pub(super) state: Lock<State>,
-}
-
-/// What becomes of new batches.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Mode {
-    /// Queued invalidation is off.
-    Stopped,
-    /// Being started, stopped or reset.
-    Changing,
-    Running,
-    /// Something is wrong with it; only a reset helps.
-    Fenced,
-}
-
-/// What became of a batch that was not simply done.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Fate {
-    Failed(Error),
-    /// It was appended anew, as part of this batch.
-    Moved(u64),
-}
-
-/// Positions count descriptors since the start, and wrap; a slot is a position modulo the length.
-#[derive(Debug)]
-pub(super) struct State {
-    pub(super) mode: Mode,
-    /// Whether the unit may know where the ring is.
-    pub(super) exposed: bool,
-    /// Position after the newest descriptor.
-    pub(super) tail: u32,
-    /// Position of the oldest descriptor that is not known to be done.
-    pub(super) freed: u32,
-    /// Newest batch of which nothing is left in the ring.
-    pub(super) freed_sequence: u64,
-    /// Position after the wait of each batch in flight, by sequence number modulo the length.
-    pub(super) ends: [u32; MAX_BATCHES],
-    pub(super) failures: [Option<(u64, Fate)>; MAX_FAILURES],
-    /// A batch that the unit has fetched in part, and whose outcome is recorded already.
-    pub(super) settled: Option<u64>,
-    /// The batch during which the unit reported a broken completion.
-    pub(super) broken: Option<u64>,
-}
-
-impl State {
-    #[allow(clippy::indexing_slicing, reason = "the index is reduced modulo the length")]
-    pub(super) fn end(&self, sequence: u64) -> u32 {
-        self.ends[sequence as usize % MAX_BATCHES]
-    }
-
-    #[allow(clippy::indexing_slicing, reason = "the index is reduced modulo the length")]
-    pub(super) fn set_end(&mut self, sequence: u64, end: u32) {
-        self.ends[sequence as usize % MAX_BATCHES] = end;
-    }
-
-    /// Descriptors between `freed` and `tail`.
-    pub(super) fn used(&self) -> u32 {
-        self.tail.wrapping_sub(self.freed)
-    }
-
-    /// Takes note that everything up to this batch is done.
-    pub(super) fn reclaim(&mut self, completed: u64) {
-        if completed > self.freed_sequence {
-            self.freed_sequence = completed;
-            self.freed = self.end(completed);
-        }
-    }
-
-    pub(super) fn fate(&self, sequence: u64) -> Option<Fate> {
-        self.failures.iter().flatten().find(|(of, _)| *of == sequence).map(|(_, fate)| *fate)
-    }
-
-    fn forget(&mut self, sequence: u64) {
-        for failure in &mut self.failures {
-            if failure.is_some_and(|(of, _)| of == sequence) {
-                *failure = None;
-            }
-        }
-    }
+    state: Lock<State>,
 }
 
 /// What a waiter finds.
@@ -208,17 +135,6 @@ impl<P: Platform> Queue<P> {
         }
         let ring = FrameTable::new(platform.clone(), config.order, config.last)?;
         let status = FrameTable::new(platform.clone(), 0, config.last)?;
-        let state = State {
-            mode: Mode::Stopped,
-            exposed: false,
-            tail: 0,
-            freed: 0,
-            freed_sequence: 0,
-            ends: [0; MAX_BATCHES],
-            failures: [None; MAX_FAILURES],
-            settled: None,
-            broken: None,
-        };
         Ok(Self {
             platform,
             ring: ManuallyDrop::new(ring),
@@ -229,7 +145,7 @@ impl<P: Platform> Queue<P> {
             submitted: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
             attention: AtomicBool::new(true),
-            state: Lock::new(state),
+            state: Lock::new(State::new()),
         })
     }
 
@@ -329,71 +245,8 @@ impl<P: Platform> Queue<P> {
         self.state.lock(&self.platform).mode == Mode::Running
     }
 
-    pub(super) fn platform(&self) -> &P {
+    fn platform(&self) -> &P {
         &self.platform
-    }
-
-    /// Number of slots, a power of two.
-    pub(super) fn entries(&self) -> u32 {
-        let words = self.ring.view().len() as u32;
-        words.checked_div(self.width.words() as u32).unwrap_or(0)
-    }
-
-    pub(super) fn slot(&self, position: u32) -> u32 {
-        position & self.entries().wrapping_sub(1)
-    }
-
-    /// The byte offset of a position, as IQH and IQT count.
-    pub(super) fn offset(&self, position: u32) -> u32 {
-        self.slot(position) << self.width.shift()
-    }
-
-    /// IQA.
-    pub(super) fn address(&self) -> u64 {
-        self.width.queue_address(self.ring.phys(), self.order)
-    }
-
-    pub(super) fn read(&self, position: u32) -> Descriptor {
-        let mut descriptor = Descriptor::default();
-        let first = (self.slot(position) as usize).wrapping_mul(self.width.words());
-        for (word, entry) in descriptor.words.iter_mut().zip(self.ring.view().entries(first, self.width.words())) {
-            *word = entry.load_relaxed();
-        }
-        descriptor
-    }
-
-    pub(super) fn write(&self, position: u32, descriptor: &Descriptor) {
-        let first = (self.slot(position) as usize).wrapping_mul(self.width.words());
-        for (word, entry) in descriptor.words.iter().zip(self.ring.view().entries(first, self.width.words())) {
-            entry.store(*word);
-        }
-    }
-
-    /// The wait that says that this batch is done.
-    pub(super) fn status_wait(&self, sequence: u64) -> Descriptor {
-        let flags = WaitFlags::STATUS_WRITE | WaitFlags::FENCE;
-        Request::Wait { flags, address: self.status.phys(), data: sequence as u32 }.encode()
-    }
-
-    /// A wait that says nothing to anybody: what stands in for a refused request. It has the fence
-    /// flag as well, since the next wait stands only for what follows this one.
-    pub(super) fn idle_wait(&self) -> Descriptor {
-        let flags = WaitFlags::STATUS_WRITE | WaitFlags::FENCE;
-        let address = PhysAddr::new(self.status.phys().as_u64().wrapping_add(8));
-        Request::Wait { flags, address, data: 0 }.encode()
-    }
-
-    /// Sequence number of the newest batch that is done.
-    pub(super) fn completed(&self) -> u64 {
-        // The status first: whatever it says has been submitted when `submitted` is read.
-        let status = self.status.view().entry(0).load() as u32;
-        let submitted = self.submitted.load(Ordering::Acquire);
-        submitted.saturating_sub(u64::from((submitted as u32).wrapping_sub(status)))
-    }
-
-    /// Makes the status word say that everything submitted is done.
-    pub(super) fn set_completed(&self) {
-        self.status.view().entry(0).store(self.submitted.load(Ordering::Acquire) & 0xffff_ffff);
     }
 
     fn is_completed(&self, sequence: u64) -> bool {
@@ -424,19 +277,19 @@ impl<P: Platform> Queue<P> {
         completed.then_some(Found::Outcome(Ok(())))
     }
 
-    pub(super) fn update_attention(&self, state: &State) {
+    fn update_attention(&self, state: &State) {
         let attention = state.mode != Mode::Running || state.failures.iter().any(Option::is_some);
         self.attention.store(attention, Ordering::Release);
     }
 
-    pub(super) fn fence_locked(&self, state: &mut State) {
+    fn fence_locked(&self, state: &mut State) {
         if state.mode == Mode::Running {
             state.mode = Mode::Fenced;
             self.update_attention(state);
         }
     }
 
-    pub(super) fn look_now_and_then(&self, unit: &UnitRegisters<P>, turn: &mut u32) {
+    fn look_now_and_then(&self, unit: &UnitRegisters<P>, turn: &mut u32) {
         *turn = turn.wrapping_add(1);
         if turn.is_multiple_of(TURNS_PER_LOOK) {
             self.recover(unit);
@@ -492,7 +345,7 @@ impl<P: Platform> Queue<P> {
     }
 
     /// Appends the wait of a batch whose requests are written. The tail is still to be published.
-    pub(super) fn finish_batch(&self, state: &mut State, sequence: u64) {
+    fn finish_batch(&self, state: &mut State, sequence: u64) {
         self.write(state.tail, &self.status_wait(sequence));
         state.tail = state.tail.wrapping_add(1);
         let end = state.tail;

@@ -3,10 +3,11 @@
 //! A unit stops fetching at a descriptor that it refuses (IQE) and when a device does not answer
 //! (ITE); both keep all other producers waiting, so whoever notices first repairs the queue for all
 //! (VT-d 6.5.2.11).
-#![deny(clippy::arithmetic_side_effects)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
-use super::queue::{Fate, Mode, State};
-use super::{Queue, UnitRegisters};
+use super::Queue;
+use super::state::{Fate, Mode, State};
+use crate::arch::vtd::driver::UnitRegisters;
 use crate::arch::vtd::layout::Descriptor;
 use crate::arch::vtd::layout::descriptors::kind;
 use crate::arch::vtd::layout::registers::{FaultStatus, Global, offset};
@@ -158,7 +159,7 @@ impl<P: Platform> Queue<P> {
             return None;
         }
         let [request, ..] = self.read(head).words;
-        record(state, sequence, failure(InvalidationReason::Refused, request))?;
+        state.record(sequence, failure(InvalidationReason::Refused, request))?;
         self.settle(state, sequence, head);
         Some(())
     }
@@ -188,6 +189,7 @@ impl<P: Platform> Queue<P> {
         let fetched = head.wrapping_sub(begin);
         let first = state.freed_sequence.wrapping_add(1);
         let newest = self.submitted.load(Ordering::Relaxed);
+        let named = self.named_device(unit, begin, head);
         let mut culprit_known = false;
         let mut from = 0;
         // Slots before the head are free now. Copies go into the slots that are always kept free,
@@ -201,15 +203,19 @@ impl<P: Platform> Queue<P> {
             let start = begin.wrapping_add(from);
             from = end;
             let is_settled = state.settled == Some(sequence) || state.fate(sequence).is_some();
-            let culprit =
-                if culprit_known { None } else { self.unanswered(unit, start, begin.wrapping_add(end.min(fetched))) };
+            let to = begin.wrapping_add(end.min(fetched));
+            let culprit = self
+                .range(start, to)
+                .find(|request| is_for_device(request) && (named.is_none() || source(request) == named))
+                .filter(|_| !culprit_known)
+                .map(|request| request.words[0]);
             culprit_known |= culprit.is_some();
             if !is_settled {
                 let fate = match culprit {
                     Some(request) => failure(InvalidationReason::DeviceTimeOut, request),
                     None => self.copy_batch(state, start, begin.wrapping_add(end).wrapping_sub(1)),
                 };
-                record(state, sequence, fate)?;
+                state.record(sequence, fate)?;
             }
             if end <= fetched {
                 state.freed_sequence = sequence;
@@ -238,12 +244,11 @@ impl<P: Platform> Queue<P> {
         Fate::Moved(copy)
     }
 
-    /// First quadword of the request between two positions that a device did not answer: the one the
-    /// unit names, or the first one to a device.
-    fn unanswered(&self, unit: &UnitRegisters<P>, from: u32, to: u32) -> Option<u64> {
+    /// The device that the unit names as the one that did not answer, if a request between two
+    /// positions went to it.
+    fn named_device(&self, unit: &UnitRegisters<P>, from: u32, to: u32) -> Option<u16> {
         let named = unit.queue_error().timed_out_source();
-        let named = self.range(from, to).find(|request| is_for_device(request) && source(request) == named);
-        named.or_else(|| self.range(from, to).find(is_for_device)).map(|request| request.words[0])
+        named.filter(|_| self.range(from, to).any(|request| source(&request) == named))
     }
 
     fn begin_change(&self, from: Mode) -> Result<(), Mode> {
@@ -319,16 +324,6 @@ impl<P: Platform> Queue<P> {
 
 fn failure(reason: InvalidationReason, request: u64) -> Fate {
     Fate::Failed(Error::Invalidation { reason, request })
-}
-
-/// Records what became of a batch, unless that is known already; `None` when the list is full.
-fn record(state: &mut State, sequence: u64, fate: Fate) -> Option<()> {
-    if state.fate(sequence).is_some() {
-        return Some(());
-    }
-    let free = state.failures.iter_mut().find(|failure| failure.is_none())?;
-    *free = Some((sequence, fate));
-    Some(())
 }
 
 fn is_for_device(request: &Descriptor) -> bool {
