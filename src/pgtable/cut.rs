@@ -5,7 +5,7 @@ use super::table::Kind;
 use super::{Format, LiveSplit, PageTable};
 use crate::addr::{IovaRange, PhysAddr};
 use crate::error::{Error, Result, UnsupportedReason};
-use crate::hwmem::Table;
+use crate::hwmem::{Entry, Table};
 use crate::platform::Platform;
 
 impl<F: Format, P: Platform> PageTable<F, P> {
@@ -67,48 +67,102 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             return Err(Error::Unsupported(UnsupportedReason::Split));
         }
         let first = self.index(level, page);
-        let count = 1usize << (log2 - shift::<F>(level));
-        for index in first..first + count {
-            let at = page + (((index - first) as u64) << shift::<F>(level));
-            match smaller.ilog2().checked_sub(shift::<F>(level)) {
-                Some(item) => self.shrink(table, level, index, at, item as u8)?,
-                None => self.split_entry(table, level, index, at)?,
+        let entries = table.entries(first, 1 << (log2 - shift::<F>(level)));
+        match smaller.ilog2().checked_sub(shift::<F>(level)) {
+            Some(item) => {
+                for (at, entry) in (page..).step_by(1 << shift::<F>(level)).zip(entries) {
+                    self.shrink(entry, level, at, item as u8)?;
+                }
             }
+            None => self.split_to_tables(entries, level, page)?,
         }
-        self.clean(table, first, count);
+        self.clean(table, first, entries.len());
         Ok(())
     }
 
+    /// Replaces the leaves of a page that begins at `page`, each by a table that translates the same.
+    fn split_to_tables(&self, entries: &[Entry], level: u8, page: u64) -> Result<()> {
+        if let [entry] = entries {
+            let child = self.table_for(entry, level, page)?;
+            self.publish_split(entry, level, child);
+            return Ok(());
+        }
+        // All tables first, for no page may be left split in half; another one remembers them.
+        let scratch = self.alloc_table()?;
+        // SAFETY: just allocated, and nobody else knows of it.
+        let table = unsafe { self.table(scratch.as_u64()) };
+        let mut result = Ok(());
+        for (index, (at, entry)) in (page..).step_by(1 << shift::<F>(level)).zip(entries).enumerate() {
+            match self.table_for(entry, level, at) {
+                Ok(child) => table.entry(index).store(self.link(child)),
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        if result.is_ok() {
+            for (entry, child) in entries.iter().zip(table.entries(0, entries.len())) {
+                self.publish_split(entry, level, PhysAddr::new(self.format.table_phys(child.load())));
+                child.store(0);
+            }
+        }
+        // SAFETY: never linked; it holds no table, or tables that were never linked.
+        unsafe { self.free_tree(scratch, level) };
+        result
+    }
+
+    /// A table that translates as the leaf in `entry`, which begins at `at`.
+    fn table_for(&self, entry: &Entry, level: u8, at: u64) -> Result<PhysAddr> {
+        let found = entry.load();
+        self.same_in_small(level - 1, self.output(level, found, at), self.attributes_of(found)?)
+    }
+
+    /// The entry that points to a table. The range belongs to one call, so nobody can come across the
+    /// table before that call has cleaned the entry.
+    fn link(&self, table: PhysAddr) -> u64 {
+        self.format.table(table.as_u64()) | F::VISIBLE
+    }
+
+    /// Replaces a leaf by a table in one exchange: hardware sees one or the other.
+    fn publish_split(&self, entry: &Entry, level: u8, child: PhysAddr) {
+        let mut found = entry.load();
+        loop {
+            // What hardware has set in the large page counts for the small ones.
+            self.add_bits(child, level - 1, found & F::ACCESSED_DIRTY);
+            match entry.compare_exchange(found, self.link(child)) {
+                Ok(()) => return,
+                Err(changed) => found = changed,
+            }
+        }
+    }
+
+    /// Sets bits in all leaves of a table that is not linked.
+    fn add_bits(&self, table: PhysAddr, level: u8, bits: u64) {
+        // SAFETY: built by this call and not linked.
+        let table = unsafe { self.table(table.as_u64()) };
+        if bits == 0 {
+            return;
+        }
+        for entry in table.entries(0, 1 << F::INDEX_BITS) {
+            let found = entry.load();
+            match self.kind(level, found) {
+                Kind::Absent => {}
+                Kind::Leaf => entry.store(found | bits),
+                Kind::Table(child) => self.add_bits(PhysAddr::new(child), level - 1, bits),
+            }
+        }
+        self.clean(table, 0, table.len());
+    }
+
     /// Makes a leaf part of a page of fewer entries.
-    fn shrink(&self, table: Table<'_>, level: u8, index: usize, at: u64, item: u8) -> Result<()> {
-        let entry = table.entry(index);
+    fn shrink(&self, entry: &Entry, level: u8, at: u64, item: u8) -> Result<()> {
         let mut found = entry.load();
         loop {
             let leaf = self.format.leaf(level, item, self.output(level, found, at), self.attributes_of(found)?);
             match entry.compare_exchange(found, leaf) {
                 Ok(()) => return Ok(()),
                 Err(changed) => found = changed,
-            }
-        }
-    }
-
-    /// Replaces a leaf by a table that translates the same.
-    fn split_entry(&self, table: Table<'_>, level: u8, index: usize, at: u64) -> Result<()> {
-        let entry = table.entry(index);
-        let mut found = entry.load();
-        loop {
-            let child = self.same_in_small(level - 1, self.output(level, found, at), self.attributes_of(found)?)?;
-            // The range belongs to this call, so nobody can find the table before it is cleaned.
-            let link = self.format.table(child.as_u64()) | F::VISIBLE;
-            // One exchange: hardware sees the page or the table. It fails if hardware has set a bit
-            // meanwhile, which the table must have too; that happens at most once a bit.
-            match entry.compare_exchange(found, link) {
-                Ok(()) => return Ok(()),
-                Err(changed) => {
-                    // SAFETY: built above and never linked.
-                    unsafe { self.free_tree(child, level - 1) };
-                    found = changed;
-                }
             }
         }
     }
@@ -126,7 +180,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             entry.store(match item {
                 Some(item) => self.format.leaf(level, item as u8, phys, attributes),
                 None => match self.same_in_small(level - 1, phys, attributes) {
-                    Ok(below) => self.format.table(below.as_u64()) | F::VISIBLE,
+                    Ok(below) => self.link(below),
                     Err(error) => {
                         // SAFETY: never linked.
                         unsafe { self.free_tree(child, level) };

@@ -4,7 +4,7 @@ use super::geometry::{congruent, entry_last, has_items, low_mask, pick, shift};
 use super::list::TableList;
 use super::table::Kind;
 use super::{Format, PageSizes, PageTable, WalkerCoherency};
-use crate::addr::{Iova, IovaRange, PhysAddr};
+use crate::addr::{IovaRange, PhysAddr};
 use crate::error::{Error, InvalidReason, Result};
 use crate::hwmem::{Entry, Table};
 use crate::platform::Platform;
@@ -54,9 +54,9 @@ impl Job {
     #[inline(always)]
     fn leaves<F: Format>(&self, level: u8, at: u64, end: u64) -> (usize, u8) {
         let shift = shift::<F>(level);
-        if has_items::<F>() {
-            let picked = pick(self.sizes, at, end);
-            return match picked.checked_sub(shift) {
+        let items = low_mask(shift + u32::from(F::INDEX_BITS)) & !low_mask(shift + 1);
+        if has_items::<F>() && self.sizes & items != 0 {
+            return match pick(self.sizes, at, end).checked_sub(shift) {
                 Some(item) => (1 << item, item as u8),
                 None => (0, 0),
             };
@@ -151,9 +151,23 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         if (at ^ job.last) >> shift::<F>(1) == 0
             && let Some((table, _)) = self.descend(at, shift::<F>(0))
         {
-            let count = ((job.last - at) >> shift::<F>(0)) as usize + 1;
-            let written = self.write(table, 0, at, count, job);
-            if written == count { Written::All } else { Written::Up(at + ((written as u64) << shift::<F>(0))) }
+            let mut at = at;
+            loop {
+                let (count, item) = if has_items::<F>() {
+                    job.leaves::<F>(0, at, job.last)
+                } else {
+                    (((job.last - at) >> shift::<F>(0)) as usize + 1, 0)
+                };
+                let written = self.write(table, 0, item, at, count, job);
+                let last = at.wrapping_add((written as u64) << shift::<F>(0)).wrapping_sub(1);
+                if written == count && last == job.last {
+                    return Written::All;
+                }
+                at = last.wrapping_add(1);
+                if written < count {
+                    return Written::Up(at);
+                }
+            }
         } else {
             Written::Up(at)
         }
@@ -169,7 +183,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             && low & low.wrapping_add(1) == 0
             && job.sizes & low.wrapping_add(1) != 0
             && let Some((table, level)) = self.descend(at, low.count_ones())
-            && self.write(table, level, at, 1, job) == 1
+            && self.write(table, level, 0, at, 1, job) == 1
         {
             Written::All
         } else {
@@ -184,41 +198,25 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     }
 
     /// Writes up to `count` leaves from `at` on into one table, until an entry is taken; gives how
-    /// many were written.
+    /// many were written. An item is written whole or not at all.
     #[inline(always)]
-    fn write(&self, table: Table<'_>, level: u8, at: u64, count: usize, job: &Job) -> usize {
+    fn write(&self, table: Table<'_>, level: u8, item: u8, at: u64, count: usize, job: &Job) -> usize {
         let first = self.index(level, at);
-        let written = if has_items::<F>() {
-            self.write_items(table, level, at, count, job)
-        } else if count == 1 {
+        let entries = table.entries(first, count);
+        if has_items::<F>() && item > 0 && entries.iter().any(|entry| entry.load_relaxed() != 0) {
+            return 0;
+        }
+        let written = if count == 1 {
             let entry = table.entry(first);
-            if entry.load_relaxed() == 0 {
-                entry.store(self.format.leaf(level, 0, job.phys(at), job.attributes));
-                1
-            } else {
-                0
+            if entry.load_relaxed() != 0 {
+                return 0;
             }
+            entry.store(self.format.leaf(level, item, job.phys(at), job.attributes));
+            1
         } else {
-            self.write_run(table.entries(first, count), level, 0, job.phys(at), job)
+            self.write_run(entries, level, item, job.phys(at), job)
         };
         self.clean(table, first, written);
-        written
-    }
-
-    /// Writes leaves in pages of several entries where they fit.
-    fn write_items(&self, table: Table<'_>, level: u8, at: u64, count: usize, job: &Job) -> usize {
-        let first = self.index(level, at);
-        let mut written = 0;
-        while written < count {
-            let at = at + ((written as u64) << shift::<F>(level));
-            let (length, item) = job.leaves::<F>(level, at, job.last);
-            let length = length.min(count - written);
-            let done = self.write_run(table.entries(first + written, length), level, item, job.phys(at), job);
-            written += done;
-            if done < length || length == 0 {
-                break;
-            }
-        }
         written
     }
 
@@ -327,15 +325,15 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         loop {
             let (leaves, item) = job.leaves::<F>(level, at, end);
             let last = if leaves > 0 {
-                let mut left = leaves;
-                while left > 0 {
-                    let next = at + (((leaves - left) as u64) << shift::<F>(level));
-                    left -= self.write(table, level, next, left, job);
-                    if left > 0 {
-                        let next = at + (((leaves - left) as u64) << shift::<F>(level));
-                        self.replace(table, level, item, next, job, stray)?;
-                        left -= 1;
+                let mut written = 0;
+                loop {
+                    let next = at + ((written as u64) << shift::<F>(level));
+                    written += self.write(table, level, item, next, leaves - written, job);
+                    if written == leaves {
+                        break;
                     }
+                    let next = at + ((written as u64) << shift::<F>(level));
+                    self.make_room(table, level, next, 1 << item, stray)?;
                 }
                 entry_last::<F>(level, at + ((leaves as u64 - 1) << shift::<F>(level)))
             } else {
@@ -351,30 +349,20 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         }
     }
 
-    /// Writes one leaf over an entry that is taken, if that is a table without any mapping.
-    fn replace(
-        &self,
-        table: Table<'_>,
-        level: u8,
-        item: u8,
-        at: u64,
-        job: &Job,
-        stray: &mut TableList,
-    ) -> Result<(), Stop> {
-        let index = self.index(level, at);
-        let entry = table.entry(index);
-        let Kind::Table(child) = self.kind(level, entry.load()) else {
-            return Err(Stop { at, error: Error::Exists { iova: self.iova(at) } });
-        };
-        // SAFETY: linked in this tree, in a range that belongs to this call.
-        let below = unsafe { self.table(child) };
-        if let Some(taken) = self.first_mapped(below, level - 1, at) {
-            return Err(Stop { at, error: Error::Exists { iova: self.iova(taken) } });
+    /// Detaches the tables in `count` entries from `at` on, if no page is mapped in any of them.
+    #[cold]
+    fn make_room(&self, table: Table<'_>, level: u8, at: u64, count: usize, stray: &mut TableList) -> Result<(), Stop> {
+        let bytes = (count as u64) << shift::<F>(level);
+        if let Some(run) = self.first_run(table, level, at, at + (bytes - 1)) {
+            return Err(Stop { at, error: Error::Exists { iova: run.range.start() } });
         }
-        entry.store(self.format.leaf(level, item, job.phys(at), job.attributes));
-        self.clean(table, index, 1);
-        // SAFETY: just detached.
-        unsafe { self.push(child, level - 1, stray) };
+        for entry in table.entries(self.index(level, at), count) {
+            if let Kind::Table(child) = self.kind(level, entry.load()) {
+                entry.store(0);
+                // SAFETY: just detached, in a range that belongs to this call.
+                unsafe { self.push(child, level - 1, stray) };
+            }
+        }
         Ok(())
     }
 
@@ -437,12 +425,5 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         // Every page below `at` was written by this call, so none is covered in part.
         let _ = self.clear(start, at - 1, stray);
         MapError { error, undone: Some(self.range_of(start, at - 1)) }
-    }
-
-    /// Where the first page lies in a table of `level` around `at`.
-    fn first_mapped(&self, table: Table<'_>, level: u8, at: u64) -> Option<u64> {
-        let start = at & !low_mask(shift::<F>(level + 1));
-        let iova: Iova = self.first_run(table, level, start, entry_last::<F>(level + 1, at))?.range.start();
-        self.offset(iova)
     }
 }

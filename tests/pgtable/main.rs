@@ -1,0 +1,26 @@
+//! One suite for every page-table format: the same tests, compiled once for each.
+
+#![cfg(not(loom))]
+
+mod formats;
+mod model;
+mod platform;
+mod random;
+mod setup;
+mod suite;
+
+use formats::{Identical, Large, Middle, Upper};
+use iommu::pgtable::{AccessedDirty, SecondStage, Snoop, X86_64};
+
+suite!(second_stage_3, SecondStage::default(), 3);
+suite!(second_stage_4, SecondStage::default(), 4);
+suite!(second_stage_5, SecondStage { snoop: Snoop::Enforced, ..SecondStage::default() }, 5);
+suite!(second_stage_dirty, SecondStage { accessed_dirty: AccessedDirty::Hardware, ..SecondStage::default() }, 4);
+suite!(x86_64_4, X86_64::default(), 4);
+suite!(x86_64_5, X86_64::default(), 5);
+suite!(x86_64_dirty, X86_64 { accessed_dirty: AccessedDirty::Hardware }, 4);
+// Formats that no hardware of this crate has yet, to prove that the engine has room for them.
+suite!(upper_half_contiguous, Upper, 4);
+suite!(concatenated_16k, Middle, 3);
+suite!(granule_64k, Large, 3);
+suite!(identical_items, Identical, 3);

@@ -1,0 +1,519 @@
+//! The tests, generic over the format. `suite!` makes a module of them for one format.
+
+use iommu::pgtable::{Format, LiveSplit, MapError, PageSize, PageSizes, TableList, WalkerCoherency};
+use iommu::{Error, InvalidReason, Iova, PhysAddr, Prot, UnsupportedReason};
+
+use crate::random::Random;
+use crate::setup::{Setup, range};
+
+#[macro_export]
+macro_rules! suite {
+    ($name:ident, $format:expr, $levels:expr) => {
+        mod $name {
+            use iommu::pgtable::WalkerCoherency;
+
+            use super::*;
+
+            $crate::suite!(@ $format, $levels,
+                each_page_size
+                edges_of_the_range
+                straddling_ranges
+                top_to_bottom
+                wrong_arguments
+                undone_on_conflict
+                large_page_over_empty_tables
+                covered_tables_leave_unread
+                partial_pages_are_cut
+                permissions_change
+                readers_park_tables
+                random_operations
+                every_allocation_fails_once
+                one_clean_a_line
+            );
+        }
+    };
+    (@ $format:expr, $levels:expr, $($test:ident)*) => {
+        $(
+            #[test]
+            fn $test() {
+                for walker in [WalkerCoherency::Snoops, WalkerCoherency::NeedsClean] {
+                    $crate::suite::$test($format, $levels, walker);
+                }
+            }
+        )*
+    };
+}
+
+const PHYS: u64 = 1 << 40;
+const INVALID: fn(InvalidReason) -> Error = Error::Invalid;
+
+fn sizes_of<F: Format>(setup: &Setup<F>) -> Vec<PageSize> {
+    setup.table.page_sizes().iter().collect()
+}
+
+/// A page of each size at the beginning, in the middle and at the very end.
+pub(crate) fn each_page_size<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, levels, walker);
+    for size in sizes_of(&setup) {
+        let (start, last) = (setup.start(), setup.last());
+        let middle = (start + (last - start) / 2) & !(size.bytes() - 1);
+        for (turn, at) in [start, middle, last - (size.bytes() - 1)].into_iter().enumerate() {
+            let prot = if turn == 1 { Prot::READ } else { Prot::RW };
+            setup.map(range(at, size.bytes()), PHYS, prot).unwrap();
+            setup.probe(at);
+            setup.probe(at + (size.bytes() - 1));
+            let reader = setup.table.reader();
+            let run = reader.next_run(Iova::new(at), Iova::new(at)).unwrap();
+            assert_eq!((run.page_size, run.prot, run.phys), (size, prot, PhysAddr::new(PHYS)));
+        }
+        setup.check();
+        for at in [start, middle, last - (size.bytes() - 1)] {
+            setup.unmap(range(at, size.bytes())).unwrap();
+        }
+        assert_eq!(setup.runs(), []);
+    }
+    setup.finish();
+}
+
+/// The first and the last page, and what lies just beyond.
+pub(crate) fn edges_of_the_range<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, levels, walker);
+    let (start, last, granule) = (setup.start(), setup.last(), setup.granule());
+    for at in [start, last - (granule - 1)] {
+        setup.map(range(at, granule), PHYS, Prot::RW).unwrap();
+    }
+    setup.probe(start);
+    setup.probe(last);
+    assert_eq!(setup.table.iova_to_phys(Iova::new(start.wrapping_sub(1))), None);
+    let mut stray = TableList::new();
+    // One page on both sides of each edge, where there is an outside.
+    if let Some(below) = start.checked_sub(granule) {
+        let across = range(below, 2 * granule);
+        let expected = Error::OutOfRange { iova: Iova::new(below) };
+        // SAFETY: no device uses the table.
+        assert_eq!(unsafe { setup.table.unmap(across, &mut stray) }, Err(expected));
+    }
+    if let Some(beyond) = last.checked_add(1) {
+        let across = range(beyond - granule, 2 * granule);
+        let expected = Error::OutOfRange { iova: Iova::new(beyond) };
+        // SAFETY: no device uses the table.
+        unsafe {
+            assert_eq!(setup.table.unmap(across, &mut stray), Err(expected));
+            assert_eq!(setup.table.protect(across, Prot::RW), Err(expected));
+            let mapped = setup.table.map(across, PhysAddr::new(PHYS), Prot::RW, PageSizes::ALL, &mut stray);
+            assert_eq!(mapped, Err(MapError::from(expected)));
+        }
+        assert_eq!(setup.table.iova_to_phys(Iova::new(beyond)), None);
+    }
+    assert!(stray.is_empty());
+    setup.finish();
+}
+
+/// Ranges across the borders of tables of every level, with physical addresses that fit large pages
+/// and with some that do not.
+pub(crate) fn straddling_ranges<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, levels, walker);
+    let granule = setup.granule();
+    for level in 1..levels {
+        let entry = 1u64 << (u32::from(F::GRANULE_LOG2) + u32::from(level) * u32::from(F::INDEX_BITS));
+        let border = setup.start() + 2 * entry;
+        for (before, after) in [(1, 1), (1, 700), (700, 1), (3, 0), (0, 3)] {
+            for phys in [PHYS, PHYS + 2 * entry - before * granule, PHYS + granule] {
+                let at = range(border - before * granule, (before + after) * granule);
+                setup.map(at, phys, Prot::RW).unwrap();
+                setup.check();
+                setup.unmap(at).unwrap();
+            }
+        }
+        // A large page with small ones on both sides, if there is such a page.
+        let at = range(border - granule, entry + 2 * granule);
+        if setup.table.page_sizes().bits() & entry != 0 {
+            setup.map(at, PHYS + entry - granule, Prot::READ).unwrap();
+            setup.check();
+            setup.unmap(at).unwrap();
+        }
+    }
+    setup.finish();
+}
+
+/// The whole range at once: mapped in the largest pages where that is feasible, unmapped in any case.
+pub(crate) fn top_to_bottom<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, levels, walker);
+    let all = setup.table.range();
+    let largest = setup.table.page_sizes().largest().unwrap();
+    let bits = (all.last().as_u64() - all.start().as_u64()).count_ones();
+    if bits <= u32::from(F::OUTPUT_BITS) && bits - u32::from(largest.log2()) <= 10 {
+        setup.map(all, 0, Prot::RW).unwrap();
+        assert_eq!(setup.runs().len(), 1);
+        setup.unmap(all).unwrap();
+    }
+    let granule = setup.granule();
+    for at in [setup.start(), setup.last() - (granule - 1)] {
+        setup.map(range(at, granule), PHYS, Prot::RW).unwrap();
+    }
+    setup.unmap(all).unwrap();
+    assert_eq!(setup.runs(), []);
+    setup.finish();
+}
+
+/// Each mistake has its own error, and changes nothing.
+pub(crate) fn wrong_arguments<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    let setup = Setup::new(format, levels, walker);
+    let (start, granule) = (setup.start(), setup.granule());
+    let before = setup.platform.frames_in_use();
+    let map = |at, phys, prot, sizes| {
+        let mut stray = TableList::new();
+        // SAFETY: no device uses the table.
+        let result = unsafe { setup.table.map(at, PhysAddr::new(phys), prot, sizes, &mut stray) };
+        assert!(stray.is_empty());
+        result.map_err(|failed| {
+            assert_eq!(failed.undone, None);
+            failed.error
+        })
+    };
+    let page = range(start, granule);
+    let all = PageSizes::ALL;
+    assert_eq!(map(page, PHYS, Prot::empty(), all), Err(INVALID(InvalidReason::NoPermission)));
+    assert_eq!(map(page, PHYS, Prot::CACHE, all), Err(INVALID(InvalidReason::NoPermission)));
+    assert_eq!(map(page, PHYS, Prot::RW, PageSizes::NONE), Err(INVALID(InvalidReason::NoPageSize)));
+    assert_eq!(map(page, PHYS, Prot::RW, PageSizes::from_bits(1 << 5)), Err(INVALID(InvalidReason::NoPageSize)));
+    let misaligned = Err(INVALID(InvalidReason::Misaligned));
+    assert_eq!(map(range(start, granule / 2), PHYS, Prot::RW, all), misaligned);
+    assert_eq!(map(range(start + granule / 2, granule), PHYS, Prot::RW, all), misaligned);
+    assert_eq!(map(page, PHYS + granule / 2, Prot::RW, all), misaligned);
+    // Aligned for the table, but not for the sizes of this call.
+    let larger = sizes_of(&setup).into_iter().nth(1).unwrap();
+    assert_eq!(map(page, PHYS, Prot::RW, PageSizes::only(larger)), misaligned);
+    // The second page's address is one bit too wide.
+    let top = (1u64 << F::OUTPUT_BITS) - granule;
+    let second = Error::OutOfRange { iova: Iova::new(start + granule) };
+    assert_eq!(map(range(start, 2 * granule), top, Prot::RW, all), Err(second));
+    let first = Error::OutOfRange { iova: Iova::new(start) };
+    assert_eq!(map(page, 1 << F::OUTPUT_BITS, Prot::RW, all), Err(first));
+    // SAFETY: no device uses the table.
+    unsafe {
+        let mut stray = TableList::new();
+        assert_eq!(setup.table.unmap(range(start, granule / 2), &mut stray), misaligned);
+        assert_eq!(setup.table.protect(page, Prot::empty()), Err(INVALID(InvalidReason::NoPermission)));
+        assert_eq!(setup.table.protect(page, Prot::RW), Err(Error::NotMapped { iova: Iova::new(start) }));
+        assert_eq!(setup.table.cut(range(start + 1, granule)), misaligned);
+    }
+    assert_eq!((setup.platform.frames_in_use(), setup.runs()), (before, vec![]));
+    setup.finish();
+}
+
+/// A mapping that runs into another leaves nothing behind, wherever that one is and however large.
+pub(crate) fn undone_on_conflict<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    for size in Setup::new(format, levels, walker).table.page_sizes().iter() {
+        let mut setup = Setup::new(format, levels, walker);
+        let granule = setup.granule();
+        // Far enough up, at a multiple of the size, for what is to lie below.
+        let below = (64 * granule).next_multiple_of(size.bytes()).max(2 * size.bytes());
+        let taken = setup.start() + below;
+        setup.map(range(taken, size.bytes()), PHYS, Prot::READ).unwrap();
+        for pages in [1, 2, 9, 40] {
+            for after in [1, 30] {
+                let at = range(taken - pages * granule, (pages + after) * granule);
+                // In small pages, and in any that fit.
+                for phys in [PHYS + granule, PHYS + below - pages * granule] {
+                    let failed = setup.map(at, phys, Prot::RW).unwrap_err();
+                    assert_eq!(failed.error, Error::Exists { iova: Iova::new(taken) });
+                    setup.check();
+                }
+            }
+        }
+        // From the very beginning, in large pages.
+        let at = range(setup.start(), below + size.bytes());
+        setup.map(at, PHYS, Prot::RW).unwrap_err();
+        setup.check();
+        setup.unmap(range(taken, size.bytes())).unwrap();
+        setup.map(at, PHYS, Prot::RW).unwrap();
+        setup.finish();
+    }
+}
+
+/// Small pages come and go; where their tables stayed, a large page fits again.
+pub(crate) fn large_page_over_empty_tables<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, levels, walker);
+    let granule = setup.granule();
+    for size in sizes_of(&setup).into_iter().skip(1) {
+        let at = setup.start() + size.bytes();
+        for offset in [0, size.bytes() / 2, size.bytes() - granule] {
+            setup.map(range(at + offset, granule), PHYS, Prot::RW).unwrap();
+            // With that page there, the large one is refused.
+            let taken = Error::Exists { iova: Iova::new(at + offset) };
+            assert_eq!(setup.map(range(at, size.bytes()), PHYS, Prot::RW).unwrap_err().error, taken);
+            setup.unmap(range(at + offset, granule)).unwrap();
+        }
+        let mut stray = TableList::new();
+        // SAFETY: no device uses the table.
+        unsafe {
+            setup
+                .table
+                .map(range(at, size.bytes()), PhysAddr::new(PHYS), Prot::RW, PageSizes::ALL, &mut stray)
+                .unwrap();
+        }
+        let table_below = size.log2() >= F::GRANULE_LOG2 + F::INDEX_BITS;
+        assert_eq!(!stray.is_empty(), table_below);
+        // SAFETY: as above.
+        unsafe { setup.table.free(stray) };
+        assert_eq!(setup.runs()[0].page_size, size);
+        setup.model.map(range(at, size.bytes()), PHYS, Prot::RW, setup.table.page_sizes()).unwrap();
+        setup.check();
+        setup.unmap(range(at, size.bytes())).unwrap();
+    }
+    setup.finish();
+}
+
+/// A range that covers tables takes them out with one store each: their frames come back, and what
+/// hardware may still walk is whole but for its first entry.
+pub(crate) fn covered_tables_leave_unread<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, levels, walker);
+    let granule = setup.granule();
+    let empty = setup.platform.frames_in_use();
+    let entry = granule << F::INDEX_BITS;
+    let at = range(setup.start(), 4 * entry);
+    setup.map(range(setup.start(), 3 * entry), PHYS + granule, Prot::RW).unwrap();
+    let full = setup.platform.frames_in_use();
+    setup.platform.take_cleans();
+    let mut stray = TableList::new();
+    // SAFETY: no device uses the table.
+    unsafe { setup.table.unmap(at, &mut stray).unwrap() };
+    setup.model.unmap(at).unwrap();
+    // Three entries that lie in one line were cleared.
+    let lines = if walker == WalkerCoherency::NeedsClean { 1 } else { 0 };
+    assert_eq!(setup.platform.take_cleans(), lines);
+    assert_eq!(setup.platform.frames_in_use(), full);
+    assert_eq!(setup.runs(), []);
+    // SAFETY: as above.
+    unsafe { setup.table.free(stray) };
+    let tables = 3 * (1usize << F::INDEX_BITS.saturating_sub(9));
+    assert_eq!(setup.platform.frames_in_use(), full - tables);
+    // A table of tables, then.
+    if levels > 2 {
+        setup.map(range(setup.start() + entry, 2 * entry), PHYS + granule, Prot::RW).unwrap();
+        setup.map(range(setup.start(), granule), PHYS, Prot::RW).unwrap();
+        setup.unmap(range(setup.start(), entry << F::INDEX_BITS)).unwrap();
+    }
+    setup.unmap(setup.table.range()).unwrap();
+    assert_eq!(setup.platform.frames_in_use(), empty);
+    setup.finish();
+}
+
+/// A large page that is covered in part stops `unmap`; after `cut` it does not, and in between every
+/// address leads where it did.
+pub(crate) fn partial_pages_are_cut<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    for size in Setup::new(format, levels, walker).table.page_sizes().iter().skip(1) {
+        let mut setup = Setup::new(format, levels, walker);
+        let granule = setup.granule();
+        let page = setup.start() + 2 * size.bytes();
+        setup.map(range(page, size.bytes()), PHYS, Prot::RW).unwrap();
+        setup.map(range(page - granule, granule), 3 * PHYS, Prot::RW).unwrap();
+        let partial = Err(Error::PartialPage { page: Iova::new(page), size });
+        assert_eq!(setup.unmap(range(page + granule, granule)), partial);
+        assert_eq!(setup.unmap(range(page + size.bytes() - granule, 2 * granule)), partial);
+        assert_eq!(setup.protect(range(page, granule), Prot::READ), partial);
+        setup.check();
+        // What lies below the page is unmapped before the error.
+        assert_eq!(setup.unmap(range(page - granule, 2 * granule)), partial);
+        setup.check();
+        let middle = range(page + granule, size.bytes() - 2 * granule);
+        if middle.last().as_u64() < middle.start().as_u64() {
+            continue;
+        }
+        if F::LIVE_SPLIT == LiveSplit::Forbidden {
+            // SAFETY: no device uses the table.
+            let refused = unsafe { setup.table.cut(middle) };
+            assert_eq!(refused, Err(Error::Unsupported(UnsupportedReason::Split)));
+            setup.finish();
+            continue;
+        }
+        // Edges of pages need no cut.
+        setup.cut(range(page, size.bytes()));
+        assert_eq!(setup.runs().len(), 1);
+        setup.cut(middle);
+        setup.check();
+        for probe in [page, page + granule, page + size.bytes() / 2, page + size.bytes() - granule] {
+            setup.probe(probe);
+        }
+        setup.unmap(middle).unwrap();
+        assert_eq!(setup.runs().len(), 2);
+        // What remains can be cut by every failing allocation as well: nothing changes.
+        setup.unmap(range(page, size.bytes())).unwrap();
+        setup.map(range(page, size.bytes()), PHYS, Prot::RW).unwrap();
+        for budget in 0.. {
+            setup.platform.set_budget(Some(budget));
+            // SAFETY: no device uses the table.
+            let result = unsafe { setup.table.cut(middle) };
+            setup.platform.set_budget(None);
+            setup.probe(page + granule);
+            if result.is_ok() {
+                break;
+            }
+            assert_eq!(result, Err(Error::NoMemory));
+        }
+        setup.model.cut(middle, setup.table.page_sizes());
+        setup.finish();
+    }
+}
+
+/// Permissions change, accessed and dirty bits stay, addresses stay.
+pub(crate) fn permissions_change<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, levels, walker);
+    let (start, granule) = (setup.start(), setup.granule());
+    let largest = setup.table.page_sizes().largest().unwrap().bytes();
+    let all = range(start, largest + 20 * granule);
+    setup.map(range(start, largest), PHYS, Prot::RW).unwrap();
+    setup.map(range(start + largest, 20 * granule), 2 * PHYS + granule, Prot::RW).unwrap();
+    setup.protect(range(start, largest), Prot::READ).unwrap();
+    setup.check();
+    setup.protect(range(start + largest + granule, 3 * granule), Prot::READ).unwrap();
+    setup.check();
+    setup.unmap(range(start + largest + 5 * granule, granule)).unwrap();
+    let hole = Error::NotMapped { iova: Iova::new(start + largest + 5 * granule) };
+    assert_eq!(setup.protect(all, Prot::READ), Err(hole));
+    setup.check();
+    assert_eq!(setup.runs()[0].prot, Prot::READ);
+    setup.finish();
+}
+
+/// While a reader is registered, no table is freed; when the last one leaves, all are.
+pub(crate) fn readers_park_tables<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, levels, walker);
+    let granule = setup.granule();
+    let empty = setup.platform.frames_in_use();
+    let all = setup.table.range();
+    let first = granule << F::INDEX_BITS;
+    for turn in 0..3 {
+        setup.map(range(setup.start() + turn * first, 3 * granule), PHYS, Prot::RW).unwrap();
+    }
+    let full = setup.platform.frames_in_use();
+    let (one, two) = (setup.table.reader(), setup.table.reader());
+    for turn in 0..3 {
+        let mut stray = TableList::new();
+        // SAFETY: no device uses the table.
+        unsafe {
+            setup.table.unmap(range(setup.start() + turn * first, first), &mut stray).unwrap();
+            setup.table.free(stray);
+        }
+    }
+    assert_eq!(setup.platform.frames_in_use(), full);
+    assert_eq!(one.next_run(all.start(), all.last()), None);
+    drop(one);
+    assert_eq!(setup.platform.frames_in_use(), full);
+    drop(two);
+    assert!(setup.platform.frames_in_use() < full);
+    setup.model.unmap(all).unwrap();
+    setup.unmap(all).unwrap();
+    assert_eq!(setup.platform.frames_in_use(), empty);
+    // Parked tables belong to the page table: they do not outlive it, though a reader leaks.
+    setup.map(range(setup.start(), granule), PHYS, Prot::RW).unwrap();
+    core::mem::forget(setup.table.reader());
+    setup.unmap(range(setup.start(), first)).unwrap();
+    setup.finish();
+}
+
+/// Thousands of random operations against the oracle.
+pub(crate) fn random_operations<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    let (seeds, operations) = if walker == WalkerCoherency::Snoops { (4, 1500) } else { (2, 250) };
+    for seed in 1..=seeds {
+        let mut setup = Setup::new(format, levels, walker);
+        let mut random = Random::new(seed);
+        for operation in 0..operations {
+            let at = some_range(&setup, &mut random);
+            let prot = random.choose(&[Prot::READ, Prot::RW]);
+            match random.below(16) {
+                0..8 => {
+                    // An address that fits large pages, or one that does not.
+                    let small = at.bytes().unwrap() / setup.granule() <= 1200;
+                    let phys = match random.below(3) {
+                        0 if small => PHYS + random.below(1 << 20) * setup.granule(),
+                        _ => at.start().as_u64() & (PHYS - 1),
+                    };
+                    let _ = setup.map(at, phys, prot);
+                }
+                8..13 => {
+                    let _ = setup.unmap(at);
+                }
+                13 => {
+                    let _ = setup.protect(at, prot);
+                }
+                14 if F::LIVE_SPLIT == LiveSplit::Allowed && setup.model.pages.len() < 20_000 => setup.cut(at),
+                _ => {
+                    let _ = setup.unmap(setup.table.range());
+                }
+            }
+            setup.probe(at.start().as_u64());
+            setup.probe(at.last().as_u64());
+            if operation % 50 == 0 {
+                setup.check();
+            }
+        }
+        setup.finish();
+    }
+}
+
+/// A range of up to a few pages of some size, around one of a few places, so that ranges often meet.
+fn some_range<F: Format>(setup: &Setup<F>, random: &mut Random) -> iommu::IovaRange {
+    let (start, last, granule) = (setup.start(), setup.last(), setup.granule());
+    let size = random.choose(&sizes_of(setup)).bytes();
+    let anchor = random.choose(&[start, start + (last - start) / 4 + 1, last - (8 * size - 1)]);
+    let mut at = anchor + random.below(4) * size;
+    let mut bytes = (1 + random.below(4)) * size;
+    if random.below(2) == 0 {
+        at += random.below(3) * granule;
+        bytes += random.below(3) * granule;
+    }
+    if random.below(4) == 0 {
+        bytes = (bytes - granule).max(granule);
+    }
+    range(at, bytes.min(last - at + 1))
+}
+
+/// Whichever allocation fails: nothing is mapped that was not before, no frame is lost, and the same
+/// call works when there is memory again.
+pub(crate) fn every_allocation_fails_once<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    let granule = Setup::new(format, levels, walker).granule();
+    let entry = granule << F::INDEX_BITS;
+    for budget in 0.. {
+        let mut setup = Setup::new(format, levels, walker);
+        setup.map(range(setup.start() + 5 * entry, granule), PHYS, Prot::READ).unwrap();
+        let before = setup.runs();
+        // From the end of one table through a second into a third, in small pages.
+        let at = range(setup.start() + entry - granule, entry + 2 * granule);
+        setup.platform.set_budget(Some(budget));
+        let mut stray = TableList::new();
+        // SAFETY: no device uses the table.
+        let result = unsafe { setup.table.map(at, PhysAddr::new(PHYS), Prot::RW, PageSizes::ALL, &mut stray) };
+        setup.platform.set_budget(None);
+        assert!(stray.is_empty());
+        if result.is_ok() {
+            assert!(budget >= 3, "three tables were needed");
+            setup.model.map(at, PHYS, Prot::RW, setup.table.page_sizes()).unwrap();
+            setup.finish();
+            return;
+        }
+        assert_eq!(result, Err(MapError::from(Error::NoMemory)));
+        assert_eq!(setup.runs(), before);
+        setup.map(at, PHYS, Prot::RW).unwrap();
+        setup.finish();
+    }
+}
+
+/// A walker that does not snoop costs one clean for each line that was touched, and no more.
+pub(crate) fn one_clean_a_line<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, levels, walker);
+    let granule = setup.granule();
+    setup.map(range(setup.start(), granule), PHYS, Prot::RW).unwrap();
+    setup.platform.take_cleans();
+    // Entries 8 to 17 lie in two lines; with physical addresses that fit nothing larger.
+    let at = range(setup.start() + 8 * granule, 10 * granule);
+    let lines = if walker == WalkerCoherency::NeedsClean { 2 } else { 0 };
+    setup.map(at, PHYS + granule, Prot::RW).unwrap();
+    assert_eq!(setup.platform.take_cleans(), lines);
+    setup.protect(at, Prot::READ).unwrap();
+    assert_eq!(setup.platform.take_cleans(), lines);
+    setup.unmap(at).unwrap();
+    assert_eq!(setup.platform.take_cleans(), lines);
+    setup.finish();
+}
