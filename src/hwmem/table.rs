@@ -7,11 +7,11 @@ use core::slice;
 use super::Entry;
 use crate::addr::PhysAddr;
 use crate::error::{Error, Result};
-use crate::platform::{FRAME_BYTES, Platform};
+use crate::platform::Platform;
 
 /// Binary logarithm of the entries in one frame.
 #[cfg(not(loom))]
-pub const ENTRIES_PER_FRAME_LOG2: u8 = (FRAME_BYTES as usize / size_of::<u64>()).ilog2() as u8;
+pub const ENTRIES_PER_FRAME_LOG2: u8 = (crate::platform::FRAME_BYTES as usize / size_of::<u64>()).ilog2() as u8;
 /// A loom model explores every entry: four to a "frame" are enough.
 #[cfg(loom)]
 pub const ENTRIES_PER_FRAME_LOG2: u8 = 2;

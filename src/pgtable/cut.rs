@@ -148,6 +148,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             let found = entry.load();
             match self.kind(level, found) {
                 Kind::Absent => {}
+                // All leaves were built alike.
+                Kind::Leaf if found & bits == bits => return,
                 Kind::Leaf => entry.store(found | bits),
                 Kind::Table(child) => self.add_bits(PhysAddr::new(child), level - 1, bits),
             }

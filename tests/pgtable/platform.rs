@@ -46,15 +46,21 @@ impl TestPlatform {
         std::mem::take(&mut self.0.lock().unwrap().cleans)
     }
 
-    /// The word at `phys` as memory holds it, and as the cache does.
-    pub(crate) fn words(&self, phys: u64) -> (u64, u64) {
+    /// The words of the table at `phys`: as memory holds them, and as the cache does.
+    pub(crate) fn words(&self, phys: u64, count: u64) -> Vec<(u64, u64)> {
         let state = self.0.lock().unwrap();
         let (block, order) = state.blocks.range(..=phys).next_back().expect("a block at or below");
-        assert!(phys < block + (FRAME_BYTES << order), "{phys:#x} is linked, but not in use");
-        let word = (phys % LINE / 8) as usize;
-        let memory = state.cleaned.get(&(phys / LINE)).map_or(STALE, |line| line[word]);
-        // SAFETY: inside a block that is in use.
-        (memory, unsafe { (phys as *const u64).read_volatile() })
+        assert!(phys + count * 8 <= block + (FRAME_BYTES << order), "{phys:#x} is linked, but not in use");
+        let mut words = Vec::with_capacity(count as usize);
+        for line in phys / LINE..(phys + count * 8).div_ceil(LINE) {
+            let memory = state.cleaned.get(&line).copied().unwrap_or([STALE; 8]);
+            for (word, memory) in memory.into_iter().enumerate() {
+                // SAFETY: inside a block that is in use.
+                words.push((memory, unsafe { ((line * LINE) as *const u64).add(word).read_volatile() }));
+            }
+        }
+        words.truncate(count as usize);
+        words
     }
 }
 

@@ -124,8 +124,7 @@ impl<F: Format> Setup<F> {
     #[track_caller]
     fn check_table(&self, table: u64, level: u8, entries: u64) {
         let format = self.table.format();
-        for index in 0..entries {
-            let (memory, cache) = self.platform.words(table + index * 8);
+        for (index, (memory, cache)) in self.platform.words(table, entries).into_iter().enumerate() {
             assert_eq!(memory & !F::VISIBLE, cache & !F::VISIBLE, "level {level}, entry {index}");
             if cache & F::PRESENT != 0 && level > 0 && !format.is_leaf(level, cache) {
                 assert_ne!(cache & F::VISIBLE, 0, "a table that another processor would not trust");

@@ -415,7 +415,7 @@ pub(crate) fn readers_park_tables<F: Format>(format: F, levels: u8, walker: Walk
 
 /// Thousands of random operations against the oracle.
 pub(crate) fn random_operations<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    let (seeds, operations) = if walker == WalkerCoherency::Snoops { (4, 1500) } else { (2, 250) };
+    let (seeds, operations) = if walker == WalkerCoherency::Snoops { (2, 1000) } else { (1, 300) };
     for seed in 1..=seeds {
         let mut setup = Setup::new(format, levels, walker);
         let mut random = Random::new(seed);
