@@ -41,8 +41,8 @@ impl Pool {
     }
 }
 
-/// A zeroed frame.
-#[inline]
+/// A zeroed frame. Not inlined anywhere: to a kernel's allocator there is a call.
+#[inline(never)]
 pub(crate) fn alloc() -> Option<u64> {
     let frame = POOL.with_borrow_mut(|pool| pool.free.pop())?;
     // SAFETY: a frame of the pool, used by nobody.
@@ -51,7 +51,7 @@ pub(crate) fn alloc() -> Option<u64> {
 }
 
 /// Takes a frame back.
-#[inline]
+#[inline(never)]
 pub(crate) fn free(frame: u64) {
     POOL.with_borrow_mut(|pool| pool.free.push(frame));
 }

@@ -50,6 +50,9 @@ pub trait Format: Copy + Debug + Send + Sync + 'static {
     const ITEMS: &'static [u16];
     /// Bits of an output address.
     const OUTPUT_BITS: u8;
+    /// Whether the leaf for the bytes that follow in a run is the leaf plus the bytes of an entry, in
+    /// one addition, so that runs need not be encoded leaf by leaf.
+    const LINEAR: bool = false;
     /// Whether pages may be split while hardware uses them.
     const LIVE_SPLIT: LiveSplit;
     /// An entry with none of these bits is absent, to hardware as well.

@@ -2,7 +2,7 @@
 
 use super::geometry::{congruent, entry_last, has_items, low_mask, pick, shift};
 use super::list::TableList;
-use super::table::Kind;
+use super::table::{Kind, Place};
 use super::{Format, PageSizes, PageTable, WalkerCoherency};
 use crate::addr::{IovaRange, PhysAddr};
 use crate::error::{Error, InvalidReason, Result};
@@ -148,28 +148,33 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// Writes pages of level 0 into one table that is there.
     #[inline(always)]
     fn write_small(&self, at: u64, job: &Job) -> Written {
-        if (at ^ job.last) >> shift::<F>(1) == 0
-            && let Some((table, _)) = self.descend(at, shift::<F>(0))
-        {
-            let mut at = at;
-            loop {
-                let (count, item) = if has_items::<F>() {
-                    job.leaves::<F>(0, at, job.last)
-                } else {
-                    (((job.last - at) >> shift::<F>(0)) as usize + 1, 0)
-                };
-                let written = self.write(table, 0, item, at, count, job);
-                let last = at.wrapping_add((written as u64) << shift::<F>(0)).wrapping_sub(1);
-                if written == count && last == job.last {
-                    return Written::All;
-                }
-                at = last.wrapping_add(1);
-                if written < count {
-                    return Written::Up(at);
-                }
+        if (at ^ job.last) >> shift::<F>(1) != 0 {
+            return Written::Up(at);
+        }
+        let Some(place) = self.descend(at, shift::<F>(0)) else { return Written::Up(at) };
+        if has_items::<F>() {
+            return self.write_items(place, at, job);
+        }
+        let count = ((job.last - at) >> shift::<F>(0)) as usize + 1;
+        let written = self.write(place.table, 0, 0, place.index, count, job.phys(at), job);
+        if written == count { Written::All } else { Written::Up(at + ((written as u64) << shift::<F>(0))) }
+    }
+
+    /// The same for formats in which one page may take several entries.
+    fn write_items(&self, place: Place<'_>, at: u64, job: &Job) -> Written {
+        let (mut at, mut index) = (at, place.index);
+        loop {
+            let (count, item) = job.leaves::<F>(0, at, job.last);
+            let written = self.write(place.table, 0, item, index, count, job.phys(at), job);
+            let last = at.wrapping_add((written as u64) << shift::<F>(0)).wrapping_sub(1);
+            if written == count && last == job.last {
+                return Written::All;
             }
-        } else {
-            Written::Up(at)
+            at = last.wrapping_add(1);
+            index += written;
+            if written < count {
+                return Written::Up(at);
+            }
         }
     }
 
@@ -182,8 +187,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             && at & low == 0
             && low & low.wrapping_add(1) == 0
             && job.sizes & low.wrapping_add(1) != 0
-            && let Some((table, level)) = self.descend(at, low.count_ones())
-            && self.write(table, level, 0, at, 1, job) == 1
+            && let Some(Place { table, level, index }) = self.descend(at, low.count_ones())
+            && self.write(table, level, 0, index, 1, job.phys(at), job) == 1
         {
             Written::All
         } else {
@@ -197,24 +202,24 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         Error::OutOfRange { iova: self.iova(at.wrapping_add(expressible)) }
     }
 
-    /// Writes up to `count` leaves from `at` on into one table, until an entry is taken; gives how
-    /// many were written. An item is written whole or not at all.
+    /// Writes up to `count` leaves from index `first` on into one table, until an entry is taken; gives
+    /// how many were written. An item is written whole or not at all.
     #[inline(always)]
-    fn write(&self, table: Table<'_>, level: u8, item: u8, at: u64, count: usize, job: &Job) -> usize {
-        let first = self.index(level, at);
-        let entries = table.entries(first, count);
-        if has_items::<F>() && item > 0 && entries.iter().any(|entry| entry.load_relaxed() != 0) {
-            return 0;
-        }
+    #[allow(clippy::too_many_arguments, reason = "it is inlined, and a struct would only be taken apart")]
+    fn write(&self, table: Table<'_>, level: u8, item: u8, first: usize, count: usize, phys: u64, job: &Job) -> usize {
         let written = if count == 1 {
             let entry = table.entry(first);
             if entry.load_relaxed() != 0 {
                 return 0;
             }
-            entry.store(self.format.leaf(level, item, job.phys(at), job.attributes));
+            entry.store(self.format.leaf(level, item, phys, job.attributes));
             1
         } else {
-            self.write_run(entries, level, item, job.phys(at), job)
+            let entries = table.entries(first, count);
+            if has_items::<F>() && item > 0 && entries.iter().any(|entry| entry.load_relaxed() != 0) {
+                return 0;
+            }
+            self.write_run(entries, level, item, phys, job)
         };
         self.clean(table, first, written);
         written
@@ -224,7 +229,14 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     #[inline(always)]
     fn write_run(&self, entries: &[Entry], level: u8, item: u8, phys: u64, job: &Job) -> usize {
         let step = 1u64 << shift::<F>(level);
-        let mut phys = phys;
+        let (mut phys, mut leaf) = (phys, self.format.leaf(level, item, phys, job.attributes));
+        let mut advance = || {
+            let this = leaf;
+            phys = phys.wrapping_add(step);
+            leaf =
+                if F::LINEAR { leaf.wrapping_add(step) } else { self.format.leaf(level, item, phys, job.attributes) };
+            this
+        };
         let mut written = 0;
         // Eight at a time: one branch for eight checks.
         let (chunks, _) = entries.as_chunks::<8>();
@@ -233,8 +245,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                 break;
             }
             for entry in chunk {
-                entry.store(self.format.leaf(level, item, phys, job.attributes));
-                phys = phys.wrapping_add(step);
+                entry.store(advance());
             }
             written += chunk.len();
         }
@@ -242,8 +253,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             if entry.load_relaxed() != 0 {
                 break;
             }
-            entry.store(self.format.leaf(level, item, phys, job.attributes));
-            phys = phys.wrapping_add(step);
+            entry.store(advance());
             written += 1;
         }
         written
@@ -328,7 +338,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                 let mut written = 0;
                 loop {
                     let next = at + ((written as u64) << shift::<F>(level));
-                    written += self.write(table, level, item, next, leaves - written, job);
+                    let first = self.index(level, next);
+                    written += self.write(table, level, item, first, leaves - written, job.phys(next), job);
                     if written == leaves {
                         break;
                     }

@@ -3,7 +3,7 @@
 use core::fmt;
 use core::ops::ControlFlow;
 
-use super::geometry::{entry_last, low_mask};
+use super::geometry::{entry_last, low_mask, shift};
 use super::table::Kind;
 use super::{Format, PageSize, PageTable};
 use crate::addr::{Iova, IovaRange, PhysAddr};
@@ -117,8 +117,10 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         let at = self.offset(iova)?;
         let mut level = self.top;
         let mut table = self.root_table();
+        let mut shift = shift::<F>(level);
+        let mut index = at >> shift;
         loop {
-            let found = table.entry(self.index(level, at)).load();
+            let found = table.entry(index as usize).load();
             // Tables first: on a way of four entries three are. No entry of level 0 has the bit.
             let child = if found & F::VISIBLE != 0 {
                 self.format.table_phys(found)
@@ -132,6 +134,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             // SAFETY: a table entry of this tree, read by a reader.
             table = unsafe { self.table(child) };
             level = level.wrapping_sub(1);
+            shift = shift.wrapping_sub(u32::from(F::INDEX_BITS));
+            index = at >> shift & low_mask(u32::from(F::INDEX_BITS));
         }
     }
 

@@ -284,10 +284,10 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         (if level == self.top { index } else { index & geometry::low_mask(u32::from(F::INDEX_BITS)) }) as usize
     }
 
-    /// The table whose entries stand for `1 << to` bytes and that translates `at`, with its level, if
-    /// all tables on the way are there and visible. `to` is the shift of a level of this table.
+    /// The entry that stands for the `1 << to` bytes around `at`, if all tables on the way are there
+    /// and visible. `to` is the shift of a level of this table.
     #[inline(always)]
-    pub(super) fn descend(&self, at: u64, to: u32) -> Option<(Table<'_>, u8)> {
+    pub(super) fn descend(&self, at: u64, to: u32) -> Option<Place<'_>> {
         let mut level = self.top;
         let mut table = self.root_table();
         let mut shift = geometry::shift::<F>(level);
@@ -303,7 +303,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             level -= 1;
             index = at >> shift & geometry::low_mask(u32::from(F::INDEX_BITS));
         }
-        Some((table, level))
+        Some(Place { table, level, index: index as usize })
     }
 
     /// What an entry of `level` is.
@@ -346,6 +346,14 @@ impl<F: Format, P: Platform> PageTable<F, P> {
 
     /// Order of the block that holds a table, unless it is the root.
     const ORDER: u8 = geometry::table_order(F::INDEX_BITS);
+}
+
+/// Where an entry is.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) table: Table<'a>,
+    pub(super) level: u8,
+    pub(super) index: usize,
 }
 
 /// What an entry is.

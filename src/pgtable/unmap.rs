@@ -2,7 +2,7 @@
 
 use super::geometry::{entry_last, has_items, low_mask, shift};
 use super::list::TableList;
-use super::table::Kind;
+use super::table::{Kind, Place};
 use super::{Format, PageSize, PageTable};
 use crate::addr::{IovaRange, PhysAddr};
 use crate::error::{Error, Result};
@@ -35,18 +35,17 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         let low = at ^ last;
         if last - at < low_mask(shift::<F>(1)) {
             if low >> shift::<F>(1) == 0
-                && let Some((table, _)) = self.descend(at, shift::<F>(0))
+                && let Some(Place { table, index, .. }) = self.descend(at, shift::<F>(0))
             {
-                return self.clear_leaves(table, at, last);
+                return self.clear_leaves(table, index, at, last);
             }
         } else if !has_items::<F>()
             && at & low == 0
             && low & low.wrapping_add(1) == 0
             && self.sizes & low.wrapping_add(1) != 0
-            && let Some((table, level)) = self.descend(at, low.count_ones())
+            && let Some(Place { table, level, index }) = self.descend(at, low.count_ones())
         {
             // An aligned power of two: one large page?
-            let index = self.index(level, at);
             let entry = table.entry(index);
             if self.kind(level, entry.load()) == Kind::Leaf {
                 entry.store(0);
@@ -61,7 +60,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     #[inline(never)]
     fn clear_tables(&self, table: Table<'_>, level: u8, start: u64, end: u64, stray: &mut TableList) -> Result<()> {
         if level == 0 {
-            return self.clear_leaves(table, start, end);
+            return self.clear_leaves(table, self.index(0, start), start, end);
         }
         let first = self.index(level, start);
         let entries = table.entries(first, self.index(level, end) - first + 1);
@@ -102,10 +101,9 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         result
     }
 
-    /// Clears the entries of `start..=end` in a table of level 0.
+    /// Clears the entries of `start..=end`, from index `first` on, in a table of level 0.
     #[inline(always)]
-    fn clear_leaves(&self, table: Table<'_>, start: u64, end: u64) -> Result<()> {
-        let first = self.index(0, start);
+    fn clear_leaves(&self, table: Table<'_>, first: usize, start: u64, end: u64) -> Result<()> {
         let mut count = ((end - start) >> shift::<F>(0)) as usize + 1;
         let mut result = Ok(());
         if has_items::<F>() {

@@ -49,6 +49,7 @@ impl Format for X86_64 {
     const MAX_LEVELS: u8 = 5;
     const ITEMS: &'static [u16] = &[1, 1, 1];
     const OUTPUT_BITS: u8 = 52;
+    const LINEAR: bool = true;
     const LIVE_SPLIT: LiveSplit = LiveSplit::Allowed;
     const PRESENT: u64 = PRESENT;
     const VISIBLE: u64 = SOFTWARE;
