@@ -76,7 +76,7 @@ impl Default for QueueConfig {
 #[derive(Debug)]
 #[must_use = "the invalidation is not known to be done before `Queue::wait`"]
 pub struct Ticket {
-    sequence: u64,
+    pub(super) sequence: u64,
 }
 
 /// The invalidation queue of one unit.
