@@ -415,6 +415,14 @@ pub trait DomainOps: Any + Send + Sync {
         let _ = iova;
         None
     }
+
+    /// See [`Domain::iova_to_phys_unregistered`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn iova_to_phys_unregistered(&self, iova: Iova) -> Option<PhysAddr> {
+        self.iova_to_phys(iova)
+    }
 }
 
 const NOT_PAGING: Error = Error::Invalid(crate::error::InvalidReason::NotPaging);

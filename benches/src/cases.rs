@@ -113,7 +113,9 @@ fn one_page(contender: &mut dyn Contender) -> Vec<f64> {
         contender.map(IOVA, PHYS + (call as u64) * K4, K4, K4);
         contender.unmap(IOVA, K4, K4);
     }
-    vec![nanos(start, calls)]
+    let time = nanos(start, calls);
+    contender.settle();
+    vec![time]
 }
 
 /// One call for each IOVA: all maps, then all unmaps, with tables that are there.
@@ -129,9 +131,11 @@ fn calls(contender: &mut dyn Contender, iovas: &[u64], bytes: u64, page: u64, re
         for &iova in iovas {
             contender.unmap(iova, bytes, page);
         }
+        let unmapped = nanos(start, iovas.len());
+        contender.settle();
         if turn > 0 {
             map += mapped;
-            unmap += nanos(start, iovas.len());
+            unmap += unmapped;
         }
     }
     vec![map / repeat as f64, unmap / repeat as f64]

@@ -92,6 +92,12 @@ unsafe impl Platform for Frames {
         unsafe { NonNull::new_unchecked(phys.as_u64() as *mut u8) }
     }
 
+    /// As in a kernel on this processor, where stores are ordered.
+    #[inline]
+    fn publish(&self) {
+        std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
+    }
+
     fn map_registers(&self, _base: PhysAddr, _bytes: usize) -> Result<NoRegisters, Error> {
         Err(Error::Unsupported(UnsupportedReason::Operation))
     }

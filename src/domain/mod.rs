@@ -255,6 +255,18 @@ impl Domain {
         self.ops().iova_to_phys(iova)
     }
 
+    /// As [`iova_to_phys`](Self::iova_to_phys), without registering as a reader, which costs more than
+    /// the look-up itself.
+    ///
+    /// # Safety
+    /// Nobody unmaps, or maps a large page where small ones were, during the call: the tables that
+    /// are read must not be freed.
+    #[inline]
+    pub unsafe fn iova_to_phys_unregistered(&self, iova: Iova) -> Option<PhysAddr> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.ops().iova_to_phys_unregistered(iova) }
+    }
+
     /// The mappings in `range`: runs of equal pages, lowest first.
     pub fn walk(&self, range: IovaRange) -> Walk<'_> {
         Walk::new(self, range)

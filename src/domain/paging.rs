@@ -219,6 +219,12 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
     fn iova_to_phys(&self, iova: Iova) -> Option<PhysAddr> {
         self.table.reader().iova_to_phys(iova)
     }
+
+    #[inline]
+    unsafe fn iova_to_phys_unregistered(&self, iova: Iova) -> Option<PhysAddr> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.table.iova_to_phys_unregistered(iova) }
+    }
 }
 
 /// Notes what an unmap that stopped early had done.

@@ -1,9 +1,11 @@
 //! Who is measured: one type each behind one trait object.
 
+mod domain;
 mod engine;
 mod floor;
 mod mapped;
 
+use self::domain::Lookup;
 use crate::pool;
 
 /// The table of functions that every contender is called through.
@@ -12,16 +14,23 @@ pub(crate) trait Contender {
     fn map(&mut self, iova: u64, phys: u64, bytes: u64, page: u64);
     /// Unmaps what was mapped so; tables that are covered whole may be freed.
     fn unmap(&mut self, iova: u64, bytes: u64, page: u64);
+    /// Ends a series of unmaps, outside of the measured time.
+    fn settle(&mut self) {}
     /// Where `iova` leads.
     fn iova_to_phys(&mut self, iova: u64) -> Option<u64>;
 }
 
+/// Makes a contender, with an empty table.
+pub(crate) type New = fn() -> Box<dyn Contender>;
+
 /// Names and constructors; the first is what the others are compared with. A new contender is one
 /// file beside these and one line here.
-pub(crate) const CONTENDERS: [(&str, fn() -> Box<dyn Contender>); 3] = [
+pub(crate) const CONTENDERS: [(&str, New); 5] = [
     ("floor", || Box::new(floor::Floor::new())),
     ("x86_64 Mapped", || Box::new(mapped::Mapped::new())),
     ("PageTable<SecondStage>", || Box::new(engine::Engine::new())),
+    ("Domain", || Box::new(domain::Kernel::new(Lookup::Unregistered))),
+    ("Domain, safe look-up", || Box::new(domain::Kernel::new(Lookup::Safe))),
 ];
 
 /// Checks that every contender does the job before any is measured.
