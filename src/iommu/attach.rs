@@ -150,12 +150,12 @@ impl<P: Platform> Claim<'_, P> {
 
     /// Moves every device of the group to `domain`, or leaves all where they are.
     pub(super) fn switch(&self, domain: &Domain) -> Result<()> {
+        if self.iommu.members(self.group).next().is_none() {
+            return Err(Error::NoDevice);
+        }
         let old = self.read(|state| state.domain.clone());
         if old.ptr_eq(domain) {
             return Ok(());
-        }
-        if self.iommu.members(self.group).next().is_none() {
-            return Err(Error::NoDevice);
         }
         self.move_all(domain, &old, None)?;
         // The old handle is dropped outside the lock: it may be the last one.
@@ -319,7 +319,6 @@ pub(super) fn map_direct_regions(domain: &Domain, device: &DeviceIommu, scope: D
     if domain.kind() != DomainKind::Paging {
         return Ok(());
     }
-    let smallest = domain.page_sizes().smallest().ok_or(Error::Invalid(InvalidReason::NoPageSize))?;
     for region in device.regions.iter() {
         let wanted = match region.kind {
             RegionKind::Direct => true,
@@ -327,6 +326,7 @@ pub(super) fn map_direct_regions(domain: &Domain, device: &DeviceIommu, scope: D
             _ => false,
         };
         if wanted {
+            let smallest = domain.page_sizes().smallest().ok_or(Error::Invalid(InvalidReason::NoPageSize))?;
             // Outward, so that no byte at either end is lost.
             let range = region.range.align_outward(smallest.bytes());
             map_direct_region(domain, ReservedRegion { range, ..*region })?;
