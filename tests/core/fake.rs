@@ -20,33 +20,33 @@ use iommu::{
 
 use crate::platform::Frames;
 
-pub type Paging = PagingDomain<SecondStage, Frames>;
+pub(crate) type Paging = PagingDomain<SecondStage, Frames>;
 
-pub const TIMED_OUT: Error = Error::Invalidation { reason: InvalidationReason::TimedOut, request: 0 };
+pub(crate) const TIMED_OUT: Error = Error::Invalidation { reason: InvalidationReason::TimedOut, request: 0 };
 
 /// What the tests look at and turn.
-pub struct State {
-    pub traits: UnitTraits,
-    pub windows: Windows,
+pub(crate) struct State {
+    pub(crate) traits: UnitTraits,
+    pub(crate) windows: Windows,
     /// Reserved regions by the first source of a device.
-    pub regions: BTreeMap<SourceId, Vec<ReservedRegion>>,
-    pub demanded: Option<DomainKind>,
+    pub(crate) regions: BTreeMap<SourceId, Vec<ReservedRegion>>,
+    pub(crate) demanded: Option<DomainKind>,
     /// How platform devices of this unit's number are covered.
-    pub coverage: Coverage,
+    pub(crate) coverage: Coverage,
     /// Attach calls until one fails with this error.
-    pub fail_attach: Option<(usize, Error)>,
+    pub(crate) fail_attach: Option<(usize, Error)>,
     /// Submits until one fails, and waits until one fails.
-    pub fail_invalidate: Option<(usize, Error)>,
-    pub fail_wait: Option<(usize, Error)>,
-    pub fail_shutdown: bool,
+    pub(crate) fail_invalidate: Option<(usize, Error)>,
+    pub(crate) fail_wait: Option<(usize, Error)>,
+    pub(crate) fail_shutdown: bool,
     /// Does not answer any more.
-    pub dead: bool,
-    pub log: Vec<Event>,
-    pub faults: Vec<FaultRecord>,
-    pub enabled: bool,
-    pub interrupt: Option<(InterruptKind, Msi)>,
+    pub(crate) dead: bool,
+    pub(crate) log: Vec<Event>,
+    pub(crate) faults: Vec<FaultRecord>,
+    pub(crate) enabled: bool,
+    pub(crate) interrupt: Option<(InterruptKind, Msi)>,
     /// Runs inside the next attach.
-    pub during_attach: Option<Box<dyn FnOnce() + Send>>,
+    pub(crate) during_attach: Option<Box<dyn FnOnce() + Send>>,
     sources: BTreeMap<SourceId, Entry>,
     /// Page by page: where it leads, or `None` for an absent entry that is cached.
     iotlb: BTreeMap<(u32, u64), Option<(u64, Prot)>>,
@@ -57,7 +57,7 @@ pub struct State {
 }
 
 #[derive(Clone, PartialEq, Debug)]
-pub enum Event {
+pub(crate) enum Event {
     Attach(SourceId, DomainKind),
     Block(SourceId),
     /// With the number of ranges.
@@ -73,7 +73,7 @@ struct Entry {
     paging: Option<(CacheTag, PhysAddr, u8)>,
 }
 
-pub struct FakeUnit {
+pub(crate) struct FakeUnit {
     platform: Frames,
     number: u16,
     ids: IdBitmap<Frames>,
@@ -81,7 +81,7 @@ pub struct FakeUnit {
     state: Mutex<State>,
 }
 
-pub fn traits() -> UnitTraits {
+pub(crate) fn traits() -> UnitTraits {
     UnitTraits {
         driver: "fake second stage",
         coherency: WalkerCoherency::Snoops,
@@ -91,7 +91,7 @@ pub fn traits() -> UnitTraits {
     }
 }
 
-pub fn full_windows() -> Windows {
+pub(crate) fn full_windows() -> Windows {
     let range = IovaRange::from_len(Iova::new(0), 1 << 48).unwrap();
     Windows::new(Window { range, page_sizes: traits().page_sizes })
 }
@@ -114,7 +114,7 @@ fn fails(plan: &mut Option<(usize, Error)>) -> Result<()> {
 
 impl FakeUnit {
     /// Unit `number`, with domain ids from 1 to `last_id`.
-    pub fn new(platform: Frames, number: u16, last_id: u32) -> Result<Self> {
+    pub(crate) fn new(platform: Frames, number: u16, last_id: u32) -> Result<Self> {
         let ids = IdBitmap::new(platform.clone(), last_id, NoSpaceReason::DomainIds)?;
         ids.reserve(0)?;
         Ok(Self {
@@ -147,26 +147,26 @@ impl FakeUnit {
         })
     }
 
-    pub fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
-    pub fn ids(&self) -> &IdBitmap<Frames> {
+    pub(crate) fn ids(&self) -> &IdBitmap<Frames> {
         &self.ids
     }
 
     /// Empties the log.
-    pub fn take_log(&self) -> Vec<Event> {
+    pub(crate) fn take_log(&self) -> Vec<Event> {
         std::mem::take(&mut self.state().log)
     }
 
     /// The domain that a source goes through by the unit's own tables.
-    pub fn domain_of(&self, source: SourceId) -> Option<Domain> {
+    pub(crate) fn domain_of(&self, source: SourceId) -> Option<Domain> {
         self.state().sources.get(&source).map(|entry| entry.domain.clone())
     }
 
     /// A DMA: where it arrives, or `None` for a fault.
-    pub fn dma(&self, source: SourceId, iova: u64, wanted: Prot) -> Option<u64> {
+    pub(crate) fn dma(&self, source: SourceId, iova: u64, wanted: Prot) -> Option<u64> {
         let mut state = self.state();
         let entry = state.sources.get(&source)?.clone();
         let Some((tag, root, levels)) = entry.paging else { return Some(iova) };
@@ -251,7 +251,7 @@ impl FakeUnit {
     }
 }
 
-pub fn paging(domain: &Domain) -> Option<&Paging> {
+pub(crate) fn paging(domain: &Domain) -> Option<&Paging> {
     domain.ops().as_any().downcast_ref()
 }
 

@@ -15,10 +15,10 @@ const FRAME: usize = 4096;
 
 /// Frames over one block of the heap; physical addresses are offsets in it, from [`BASE`] on.
 #[derive(Clone, Debug)]
-pub struct Frames(Arc<Shared>);
+pub(crate) struct Frames(Arc<Shared>);
 
 /// Where the frames lie in physical memory.
-pub const BASE: u64 = 0x1_0000_0000;
+pub(crate) const BASE: u64 = 0x1_0000_0000;
 
 #[derive(Debug)]
 struct Shared {
@@ -40,7 +40,7 @@ fn layout() -> Layout {
 }
 
 impl Frames {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // SAFETY: the size is not zero.
         let block = NonNull::new(unsafe { alloc_zeroed(layout()) }).unwrap();
         Self(Arc::new(Shared {
@@ -52,26 +52,26 @@ impl Frames {
     }
 
     /// Frames handed out now.
-    pub fn in_use(&self) -> usize {
+    pub(crate) fn in_use(&self) -> usize {
         self.0.live.lock().unwrap().values().map(|order| 1 << order).sum()
     }
 
     /// Lets `nth` allocations succeed, then fails one.
-    pub fn fail_nth(&self, nth: i64) {
+    pub(crate) fn fail_nth(&self, nth: i64) {
         self.0.until_failure.store(nth, Ordering::SeqCst);
     }
 
     /// Fails no allocation any more; tells whether one was failed.
-    pub fn fail_never(&self) -> bool {
+    pub(crate) fn fail_never(&self) -> bool {
         self.0.until_failure.swap(-1, Ordering::SeqCst) == -1
     }
 
-    pub fn advance(&self, time: Duration) {
+    pub(crate) fn advance(&self, time: Duration) {
         self.0.clock.fetch_add(time.as_nanos() as u64, Ordering::SeqCst);
     }
 
     /// Reads a word as hardware does; ends the test if its frame is free.
-    pub fn read(&self, phys: u64) -> u64 {
+    pub(crate) fn read(&self, phys: u64) -> u64 {
         let index = (phys - BASE) as usize / FRAME;
         let live = self.0.live.lock().unwrap();
         let held = live.range(..=index).next_back().is_some_and(|(first, order)| index < first + (1 << order));
