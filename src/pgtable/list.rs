@@ -5,7 +5,7 @@ use crate::hwmem::Table;
 use crate::platform::Platform;
 
 /// Marks a link, so that the end of a list (zero) differs from a link to the frame at zero.
-const LINK: u64 = 1 << 3;
+pub(super) const LINK: u64 = 1 << 3;
 const LEVEL_SHIFT: u32 = 4;
 const LEVEL_MASK: u64 = 15;
 

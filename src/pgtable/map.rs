@@ -1,7 +1,7 @@
 //! Mapping: install tables, then write leaves.
 
 use super::geometry::{congruent, entry_last, has_items, low_mask, pick, shift};
-use super::list::TableList;
+use super::list::{self, TableList};
 use super::table::{Kind, Place};
 use super::{Format, PageSizes, PageTable, WalkerCoherency};
 use crate::addr::{IovaRange, PhysAddr};
@@ -33,20 +33,35 @@ impl From<Error> for MapError {
     }
 }
 
+/// Marks an entry that is absent to everybody else, but holds the address of a table that is to be
+/// linked there. Its range belongs to one call, so nobody else looks for it.
+const PREPARED: u64 = list::LINK;
+
 /// What does not change during one call. All addresses are offsets.
 struct Job {
     last: u64,
     /// Output address of offset zero (wrapping).
     base: u64,
     attributes: u64,
-    /// Page sizes that can occur, as bits.
+    /// Page sizes that may be used, as bits.
     sizes: u64,
 }
 
 impl Job {
+    /// The same with only those page sizes that IOVA and address can both be aligned to.
+    #[inline(always)]
+    fn congruent(&self) -> Self {
+        Self { sizes: congruent(self.sizes, 0, self.base), ..*self }
+    }
+
     #[inline(always)]
     fn phys(&self, at: u64) -> u64 {
         self.base.wrapping_add(at)
+    }
+
+    /// Whether the entry of `level` for `at` is a leaf.
+    fn is_leaf<F: Format>(&self, level: u8, at: u64, end: u64) -> bool {
+        self.leaves::<F>(level, at, end).0 > 0
     }
 
     /// How many entries of `level` from `at` on, up to `end`, are leaves of one kind, and binary
@@ -141,7 +156,6 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         if phys > self.output_last || last - at > self.output_last - phys {
             return Err(self.output_too_high(at, phys));
         }
-        let sizes = congruent(sizes, at, phys);
         Ok((at, Job { last, base: phys.wrapping_sub(at), attributes, sizes }))
     }
 
@@ -162,6 +176,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
 
     /// The same for formats in which one page may take several entries.
     fn write_items(&self, place: Place<'_>, at: u64, job: &Job) -> Written {
+        let job = &job.congruent();
         let (mut at, mut index) = (at, place.index);
         loop {
             let (count, item) = job.leaves::<F>(0, at, job.last);
@@ -184,10 +199,10 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         let low = at ^ job.last;
         // An aligned power of two that is a page size.
         if !has_items::<F>()
-            && at & low == 0
+            && (at | job.phys(at)) & low == 0
             && low & low.wrapping_add(1) == 0
             && job.sizes & low.wrapping_add(1) != 0
-            && let Some(Place { table, level, index }) = self.descend(at, low.count_ones())
+            && let Some(Place { table, level, index }) = self.descend(at, low.wrapping_add(1).trailing_zeros())
             && self.write(table, level, 0, index, 1, job.phys(at), job) == 1
         {
             Written::All
@@ -225,18 +240,24 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         written
     }
 
+    /// Gives the leaves for the memory from `phys` on, one after the other.
+    #[inline(always)]
+    fn leaves_from(&self, level: u8, item: u8, phys: u64, job: &Job) -> impl FnMut() -> u64 {
+        let step = 1u64 << shift::<F>(level);
+        let (format, attributes) = (self.format, job.attributes);
+        let (mut phys, mut next) = (phys, format.leaf(level, item, phys, attributes));
+        move || {
+            let leaf = next;
+            phys = phys.wrapping_add(step);
+            next = if F::LINEAR { leaf.wrapping_add(step) } else { format.leaf(level, item, phys, attributes) };
+            leaf
+        }
+    }
+
     /// Writes leaves until an entry is taken; gives how many were written.
     #[inline(always)]
     fn write_run(&self, entries: &[Entry], level: u8, item: u8, phys: u64, job: &Job) -> usize {
-        let step = 1u64 << shift::<F>(level);
-        let (mut phys, mut leaf) = (phys, self.format.leaf(level, item, phys, job.attributes));
-        let mut advance = || {
-            let this = leaf;
-            phys = phys.wrapping_add(step);
-            leaf =
-                if F::LINEAR { leaf.wrapping_add(step) } else { self.format.leaf(level, item, phys, job.attributes) };
-            this
-        };
+        let mut leaf = self.leaves_from(level, item, phys, job);
         let mut written = 0;
         // Eight at a time: one branch for eight checks.
         let (chunks, _) = entries.as_chunks::<8>();
@@ -245,7 +266,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                 break;
             }
             for entry in chunk {
-                entry.store(advance());
+                entry.store(leaf());
             }
             written += chunk.len();
         }
@@ -253,7 +274,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             if entry.load_relaxed() != 0 {
                 break;
             }
-            entry.store(advance());
+            entry.store(leaf());
             written += 1;
         }
         written
@@ -272,20 +293,23 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         stray: &mut TableList,
     ) -> Result<(), MapError> {
         let (start, job) = self.job(range, phys, prot, sizes)?;
-        let job = &job;
+        let job = &job.congruent();
         // One way down as long as a single table holds it all.
         let mut level = self.top;
         let mut table = self.root_table();
-        while level > 0
-            && (start ^ job.last) >> shift::<F>(level) == 0
-            && job.leaves::<F>(level, start, job.last).0 == 0
-        {
+        while level > 0 && (start ^ job.last) >> shift::<F>(level) == 0 && !job.is_leaf::<F>(level, start, job.last) {
             table = self.child(table, level, start).map_err(|error| self.refuse(error, start, job))?;
             level -= 1;
         }
         // First all that needs memory, then all that a device can see.
-        self.install(table, level, next, job.last, job).map_err(|error| self.refuse(error, start, job))?;
-        self.fill(table, level, next, job.last, job, stray).map_err(|stop| self.undo(start, stop, stray))
+        if let Err(error) = self.install(table, level, next, job.last, job) {
+            self.discard(table, level, next, job.last);
+            return Err(self.refuse(error, start, job));
+        }
+        self.fill(table, level, next, job.last, job, stray).map_err(|stop| {
+            self.discard(table, level, stop.at, job.last);
+            self.undo(start, stop, stray)
+        })
     }
 
     /// What to report when no leaf was written since the tables could not be installed.
@@ -298,7 +322,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         }
     }
 
-    /// Makes sure that all tables for `at..=end` are there, in a table of `level` and below.
+    /// Makes sure that all tables for `at..=end` are there, in a table of `level` and below. Where
+    /// there is none yet and the range fills it, the table is prepared but not linked.
     fn install(&self, table: Table<'_>, level: u8, mut at: u64, end: u64, job: &Job) -> Result<()> {
         if level == 0 {
             return Ok(());
@@ -309,14 +334,76 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                 entry_last::<F>(level, at + ((leaves as u64 - 1) << shift::<F>(level)))
             } else {
                 let last = entry_last::<F>(level, at).min(end);
-                let child = self.child(table, level, at)?;
-                if level > 1 {
+                let entry = table.entry(self.index(level, at));
+                if entry.load_relaxed() == 0 && last - at == low_mask(shift::<F>(level)) {
+                    entry.store(self.prepare(level - 1, at, last, job)?.as_u64() | PREPARED);
+                } else {
+                    let child = self.child(table, level, at)?;
                     self.install(child, level - 1, at, last, job)?;
                 }
                 last
             };
             if last >= end {
                 return Ok(());
+            }
+            at = last + 1;
+        }
+    }
+
+    /// A table of `level` with all leaves of `at..=end`, cleaned but not linked.
+    fn prepare(&self, level: u8, mut at: u64, end: u64, job: &Job) -> Result<PhysAddr> {
+        let phys = self.alloc_table()?;
+        // SAFETY: just allocated, and nobody else knows of it.
+        let table = unsafe { self.table(phys.as_u64()) };
+        let mut index = 0;
+        loop {
+            let (leaves, item) = job.leaves::<F>(level, at, end);
+            let last = if leaves > 0 {
+                let mut leaf = self.leaves_from(level, item, job.phys(at), job);
+                for entry in table.entries(index, leaves) {
+                    entry.store(leaf());
+                }
+                index += leaves;
+                entry_last::<F>(level, at + ((leaves as u64 - 1) << shift::<F>(level)))
+            } else {
+                let last = entry_last::<F>(level, at);
+                match self.prepare(level - 1, at, last, job) {
+                    Ok(child) => table.entry(index).store(self.format.table(child.as_u64()) | F::VISIBLE),
+                    Err(error) => {
+                        // SAFETY: never linked.
+                        unsafe { self.free_tree(phys, level) };
+                        return Err(error);
+                    }
+                }
+                index += 1;
+                last
+            };
+            if last >= end {
+                self.clean(table, 0, table.len());
+                return Ok(phys);
+            }
+            at = last + 1;
+        }
+    }
+
+    /// Frees the tables that were prepared for `at..=end` and are not linked.
+    #[cold]
+    fn discard(&self, table: Table<'_>, level: u8, mut at: u64, end: u64) {
+        for entry in table.entries(self.index(level, at), self.index(level, end) - self.index(level, at) + 1) {
+            let last = entry_last::<F>(level, at).min(end);
+            let found = entry.load();
+            if level > 0 && found & (F::PRESENT | PREPARED) == PREPARED {
+                entry.store(0);
+                // SAFETY: never linked.
+                unsafe { self.free_tree(PhysAddr::new(found & !PREPARED), level - 1) };
+            } else if level > 1
+                && let Kind::Table(child) = self.kind(level, found)
+            {
+                // SAFETY: linked in this tree, on the way to a range that belongs to this call.
+                self.discard(unsafe { self.table(child) }, level - 1, at, last);
+            }
+            if last >= end {
+                break;
             }
             at = last + 1;
         }
@@ -347,6 +434,12 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                     self.make_room(table, level, next, 1 << item, stray)?;
                 }
                 entry_last::<F>(level, at + ((leaves as u64 - 1) << shift::<F>(level)))
+            } else if let first = self.index(level, at)
+                && table.entry(first).load_relaxed() & (F::PRESENT | PREPARED) == PREPARED
+            {
+                let linked = self.link_prepared(table.entries(first, usize::MAX), (end - at) >> shift::<F>(level));
+                self.clean(table, first, linked);
+                entry_last::<F>(level, at + ((linked as u64 - 1) << shift::<F>(level)))
             } else {
                 let last = entry_last::<F>(level, at).min(end);
                 let child = self.child(table, level, at).map_err(|error| Stop { at, error })?;
@@ -358,6 +451,22 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             }
             at = last + 1;
         }
+    }
+
+    /// Links tables that were prepared, in the first entry and in up to `more` that follow; gives how
+    /// many. One store shows a walker all pages of a table.
+    fn link_prepared(&self, entries: &[Entry], more: u64) -> usize {
+        let mut linked = 0;
+        for entry in entries.iter().take(more as usize + 1) {
+            let found = entry.load_relaxed();
+            if found & (F::PRESENT | PREPARED) != PREPARED {
+                break;
+            }
+            // The range belongs to this call, so nobody relies on the mark before it has cleaned.
+            entry.store(self.format.table(found & !PREPARED) | F::VISIBLE);
+            linked += 1;
+        }
+        linked
     }
 
     /// Detaches the tables in `count` entries from `at` on, if no page is mapped in any of them.
