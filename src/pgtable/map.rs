@@ -112,9 +112,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// - [`Error::Exists`] with the first IOVA that is taken.
     /// - [`Error::OutOfRange`] with the first IOVA that the table cannot translate, or whose physical
     ///   address is too high.
-    /// - [`Error::Invalid`]: [`NoPermission`](InvalidReason::NoPermission),
-    ///   [`Permission`](InvalidReason::Permission), [`NoPageSize`](InvalidReason::NoPageSize) when the
-    ///   table has none of `sizes`, [`Misaligned`](InvalidReason::Misaligned) to the smallest of them.
+    /// - [`Error::Invalid`] for no permission or one that the format lacks, when the table has none of
+    ///   `sizes`, or when an address or the length is not a multiple of the smallest of them.
     /// - [`Error::NoMemory`] for a table.
     ///
     /// # Safety
@@ -257,27 +256,11 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// Writes leaves until an entry is taken; gives how many were written.
     #[inline(always)]
     fn write_run(&self, entries: &[Entry], level: u8, item: u8, phys: u64, job: &Job) -> usize {
-        let mut leaf = self.leaves_from(level, item, phys, job);
-        let mut written = 0;
-        // Eight at a time: one branch for eight checks.
-        let (chunks, _) = entries.as_chunks::<8>();
-        for chunk in chunks {
-            if chunk.iter().fold(0, |taken, entry| taken | entry.load_relaxed()) != 0 {
-                break;
-            }
-            for entry in chunk {
-                entry.store(leaf());
-            }
-            written += chunk.len();
+        if level == 0 && !has_items::<F>() {
+            // The common case, with the level known at compile time.
+            return write_free(entries, self.leaves_from(0, 0, phys, job));
         }
-        for entry in entries.get(written..).unwrap_or_default() {
-            if entry.load_relaxed() != 0 {
-                break;
-            }
-            entry.store(leaf());
-            written += 1;
-        }
-        written
+        write_free(entries, self.leaves_from(level, item, phys, job))
     }
 
     /// The general case: tables are missing, pages lie in several tables, or entries are taken. All up
@@ -359,9 +342,11 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         loop {
             let (leaves, item) = job.leaves::<F>(level, at, end);
             let last = if leaves > 0 {
-                let mut leaf = self.leaves_from(level, item, job.phys(at), job);
-                for entry in table.entries(index, leaves) {
-                    entry.store(leaf());
+                let entries = table.entries(index, leaves);
+                if level == 0 && !has_items::<F>() {
+                    write_new(entries, self.leaves_from(0, 0, job.phys(at), job));
+                } else {
+                    write_new(entries, self.leaves_from(level, item, job.phys(at), job));
                 }
                 index += leaves;
                 entry_last::<F>(level, at + ((leaves as u64 - 1) << shift::<F>(level)))
@@ -545,5 +530,44 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         // Every page below `at` was written by this call, so none is covered in part.
         let _ = self.clear(start, at - 1, stray);
         MapError { error, undone: Some(self.range_of(start, at - 1)) }
+    }
+}
+
+/// Writes leaves until an entry is taken; gives how many were written.
+#[inline(always)]
+fn write_free(entries: &[Entry], mut leaf: impl FnMut() -> u64) -> usize {
+    let mut written = 0;
+    // Eight at a time: one branch for eight checks.
+    let (chunks, _) = entries.as_chunks::<8>();
+    for chunk in chunks {
+        if chunk.iter().fold(0, |taken, entry| taken | entry.load_relaxed()) != 0 {
+            break;
+        }
+        for entry in chunk {
+            entry.store(leaf());
+        }
+        written += chunk.len();
+    }
+    for entry in entries.get(written..).unwrap_or_default() {
+        if entry.load_relaxed() != 0 {
+            break;
+        }
+        entry.store(leaf());
+        written += 1;
+    }
+    written
+}
+
+/// Writes leaves into entries that nobody else can see.
+#[inline(always)]
+fn write_new(entries: &[Entry], mut leaf: impl FnMut() -> u64) {
+    let (chunks, rest) = entries.as_chunks::<8>();
+    for chunk in chunks {
+        for entry in chunk {
+            entry.store(leaf());
+        }
+    }
+    for entry in rest {
+        entry.store(leaf());
     }
 }
