@@ -318,7 +318,8 @@ pub trait IommuOps: Any + Send + Sync {
 /// One domain. [`PagingDomain`](crate::domain::PagingDomain) implements it for every page-table
 /// format; a backend needs its own only if its translations are not page tables.
 ///
-/// Defaults are those of a domain in which nothing can be mapped.
+/// Whoever maps or unmaps checks that the range lies inside a window. Defaults are those of a domain
+/// in which nothing can be mapped.
 pub trait DomainOps: Any + Send + Sync {
     /// For the backend's own checked downcast.
     fn as_any(&self) -> &dyn Any;
@@ -334,7 +335,7 @@ pub trait DomainOps: Any + Send + Sync {
         PageSizes::NONE
     }
 
-    /// See [`Domain::map`]; the range is inside a window.
+    /// See [`Domain::map`].
     ///
     /// # Errors
     /// As there.
@@ -343,6 +344,18 @@ pub trait DomainOps: Any + Send + Sync {
     /// As there.
     unsafe fn map(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
         let _ = (range, phys, prot, sizes);
+        Err(NOT_PAGING)
+    }
+
+    /// Maps a direct region one to one, which lies outside of every window.
+    ///
+    /// # Errors
+    /// As [`Domain::map`].
+    ///
+    /// # Safety
+    /// Firmware reserved `range` for the domain's devices. Otherwise as [`Domain::map`].
+    unsafe fn map_direct(&self, range: IovaRange, prot: Prot) -> Result<()> {
+        let _ = (range, prot);
         Err(NOT_PAGING)
     }
 

@@ -92,10 +92,8 @@ impl Domain {
     #[doc(alias = "iommu_map")]
     #[inline]
     pub unsafe fn map(&self, range: IovaRange, phys: PhysAddr, prot: Prot) -> Result<()> {
-        let ops = self.ops();
-        self.check(ops, range)?;
         // SAFETY: passed on to the caller.
-        unsafe { ops.map(range, phys, prot, PageSizes::ALL) }
+        unsafe { self.ops().map(range, phys, prot, PageSizes::ALL) }
     }
 
     /// As [`map`](Self::map), with pages of `sizes` only.
@@ -107,10 +105,8 @@ impl Domain {
     /// As [`map`](Self::map).
     #[inline]
     pub unsafe fn map_with(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
-        let ops = self.ops();
-        self.check(ops, range)?;
         // SAFETY: passed on to the caller.
-        unsafe { ops.map(range, phys, prot, sizes) }
+        unsafe { self.ops().map(range, phys, prot, sizes) }
     }
 
     /// Maps a list of physical ranges one after the other from `iova` on; neighbours are merged, so
@@ -172,13 +168,11 @@ impl Domain {
     #[doc(alias = "iommu_unmap")]
     #[inline]
     pub unsafe fn unmap(&self, range: IovaRange, gather: &mut Gather<'_>) -> Result<()> {
-        if !self.ptr_eq(gather.domain()) {
+        if !core::ptr::eq(self, gather.domain()) && !self.ptr_eq(gather.domain()) {
             return Err(Error::Invalid(InvalidReason::WrongDomain));
         }
-        let ops = self.ops();
-        self.check(ops, range)?;
         // SAFETY: passed on to the caller.
-        unsafe { ops.unmap(range, &mut gather.flush) }
+        unsafe { self.ops().unmap(range, &mut gather.flush) }
     }
 
     /// Unmaps `range` and waits until no device can reach it any more: [`unmap`](Self::unmap) and
@@ -207,11 +201,9 @@ impl Domain {
     /// # Safety
     /// As [`unmap`](Self::unmap); the whole of each page that is split counts as part of the range.
     pub unsafe fn cut(&self, range: IovaRange) -> Result<()> {
-        let ops = self.ops();
-        self.check(ops, range)?;
         let mut gather = self.gather();
         // SAFETY: passed on to the caller.
-        unsafe { ops.cut(range, &mut gather.flush) }?;
+        unsafe { self.ops().cut(range, &mut gather.flush) }?;
         gather.sync().map_err(Error::from)
     }
 
@@ -223,19 +215,11 @@ impl Domain {
     /// # Safety
     /// As [`map`](Self::map), for the new permission.
     pub unsafe fn protect(&self, range: IovaRange, prot: Prot) -> Result<()> {
-        let ops = self.ops();
-        self.check(ops, range)?;
         let mut gather = self.gather();
         // SAFETY: passed on to the caller.
-        let changed = unsafe { ops.protect(range, prot, &mut gather.flush) };
+        let changed = unsafe { self.ops().protect(range, prot, &mut gather.flush) };
         gather.sync().map_err(Error::from)?;
         changed
-    }
-
-    /// Checks that `range` lies in a window, of a domain that has some.
-    #[inline]
-    fn check(&self, ops: &dyn DomainOps, range: IovaRange) -> Result<()> {
-        ops.windows().check(range).map_err(|error| outside(ops, error))
     }
 
     /// Invalidates and frees what gathers left behind with [`Gather::defer`], or because an
@@ -270,15 +254,6 @@ impl Domain {
     /// The mappings in `range`: runs of equal pages, lowest first.
     pub fn walk(&self, range: IovaRange) -> Walk<'_> {
         Walk::new(self, range)
-    }
-}
-
-/// Why a range is in no window: nothing can ever be mapped in a blocked or identity domain.
-#[cold]
-fn outside(ops: &dyn DomainOps, error: Error) -> Error {
-    match ops.kind() {
-        DomainKind::Paging => error,
-        DomainKind::Blocked | DomainKind::Identity => Error::Invalid(InvalidReason::NotPaging),
     }
 }
 

@@ -5,10 +5,10 @@ use core::mem::ManuallyDrop;
 
 use super::DomainKind;
 use crate::addr::{Iova, IovaRange, PhysAddr};
-use crate::error::{Error, Result};
+use crate::error::{Error, InvalidReason, Result};
 use crate::iotlb::{Flush, Invalidation, Tags, Ticket};
 use crate::ops::{DomainOps, DomainSpec, MapFlush, Unit, UnitTraits};
-use crate::pgtable::{Format, PageSizes, PageTable, Run};
+use crate::pgtable::{Format, MapError, PageSizes, PageTable, Run, TableList};
 use crate::platform::Platform;
 use crate::prot::Prot;
 use crate::sync::Lock;
@@ -25,6 +25,8 @@ pub struct PagingDomain<F: Format, P: Platform> {
     kind: DomainKind,
     traits: UnitTraits,
     windows: Windows,
+    /// The widest of the windows of a paging domain: nearly every range lies in it.
+    widest: Option<IovaRange>,
     /// Leaked while a cache may still hold translations, see `drop`.
     table: ManuallyDrop<PageTable<F, P>>,
     tags: Tags<P>,
@@ -37,8 +39,14 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
     /// A domain over `table`, which is empty. `kind` is [`DomainKind::Identity`] when the backend
     /// maps RAM one to one in it, for units without pass-through.
     pub fn new(platform: P, kind: DomainKind, spec: &DomainSpec, table: PageTable<F, P>) -> Self {
+        let widest = spec
+            .windows
+            .iter()
+            .map(|window| window.range)
+            .max_by_key(|range| range.last().as_u64() - range.start().as_u64());
         Self {
             kind,
+            widest: widest.filter(|_| kind == DomainKind::Paging),
             traits: spec.traits,
             windows: spec.windows.clone(),
             table: ManuallyDrop::new(table),
@@ -85,10 +93,59 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         result.and(wait_all(&mut under_way))
     }
 
+    /// Checks that `range` lies in a window.
+    #[inline]
+    fn check(&self, range: IovaRange) -> Result<()> {
+        match self.widest {
+            Some(widest) if widest.covers(&range) => Ok(()),
+            _ => self.check_all(range),
+        }
+    }
+
+    #[inline(never)]
+    fn check_all(&self, range: IovaRange) -> Result<()> {
+        match self.kind {
+            DomainKind::Paging => self.windows.check(range),
+            DomainKind::Blocked | DomainKind::Identity => Err(Error::Invalid(InvalidReason::NotPaging)),
+        }
+    }
+
+    /// Maps, windows or not.
+    ///
+    /// # Safety
+    /// As [`Domain::map`](super::Domain::map).
+    #[inline(always)]
+    unsafe fn map_anywhere(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
+        let mut stray = TableList::new();
+        // SAFETY: passed on to the caller.
+        let result = unsafe { self.table.map(range, phys, prot, sizes, &mut stray) };
+        if result.is_ok() && stray.is_empty() && self.traits.map_flush == MapFlush::Never {
+            self.platform.publish();
+            return Ok(());
+        }
+        self.finish_map(range, result, stray)
+    }
+
+    /// What is left to do after a map, but in the usual case.
+    #[cold]
+    #[inline(never)]
+    fn finish_map(&self, range: IovaRange, result: Result<(), MapError>, tables: TableList) -> Result<()> {
+        self.platform.publish();
+        let flush = Flush::of_tables(tables);
+        match result {
+            Ok(()) => self.flush_map(range, flush),
+            Err(failed) => {
+                if failed.undone.is_some() || !flush.is_empty() {
+                    self.finish_undo(failed.undone.unwrap_or(range), flush)?;
+                }
+                Err(failed.error)
+            }
+        }
+    }
+
     /// Drops what a map makes stale: cached absent entries and write buffers, see [`MapFlush`], and
     /// walks through empty tables that large pages replaced. If that fails the mapping is taken
     /// back, and what hardware may have seen of it is deferred.
-    #[cold]
     fn flush_map(&self, range: IovaRange, mut flush: Flush) -> Result<()> {
         flush.add(range);
         let flushed = self.sync(&mut flush);
@@ -102,7 +159,6 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
     }
 
     /// What a failed map leaves to do, where a device may have seen some of it.
-    #[cold]
     fn finish_undo(&self, range: IovaRange, mut flush: Flush) -> Result<()> {
         flush.add(range);
         let synced = self.sync(&mut flush);
@@ -139,29 +195,20 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
         self.table.page_sizes()
     }
 
-    #[inline]
     unsafe fn map(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
-        let mut flush = Flush::new();
+        self.check(range)?;
         // SAFETY: passed on to the caller.
-        match unsafe { self.table.map(range, phys, prot, sizes, &mut flush.tables) } {
-            Ok(()) => {
-                self.platform.publish();
-                if !flush.tables.is_empty() || self.traits.map_flush == MapFlush::Always {
-                    return self.flush_map(range, flush);
-                }
-                Ok(())
-            }
-            Err(failed) => {
-                if failed.undone.is_some() || !flush.tables.is_empty() {
-                    self.finish_undo(failed.undone.unwrap_or(range), flush)?;
-                }
-                Err(failed.error)
-            }
-        }
+        unsafe { self.map_anywhere(range, phys, prot, sizes) }
     }
 
-    #[inline]
+    unsafe fn map_direct(&self, range: IovaRange, prot: Prot) -> Result<()> {
+        let phys = PhysAddr::new(range.start().as_u64());
+        // SAFETY: passed on to the caller.
+        unsafe { self.map_anywhere(range, phys, prot, PageSizes::ALL) }
+    }
+
     unsafe fn unmap(&self, range: IovaRange, flush: &mut Flush) -> Result<()> {
+        self.check(range)?;
         // SAFETY: passed on to the caller.
         let result = unsafe { self.table.unmap(range, &mut flush.tables) };
         match result {
@@ -172,6 +219,7 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
     }
 
     unsafe fn cut(&self, range: IovaRange, flush: &mut Flush) -> Result<()> {
+        self.check(range)?;
         // SAFETY: passed on to the caller.
         let result = unsafe { self.table.cut(range) };
         // Large and small entries for one address may be cached side by side otherwise; walk caches
@@ -181,6 +229,7 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
     }
 
     unsafe fn protect(&self, range: IovaRange, prot: Prot, flush: &mut Flush) -> Result<()> {
+        self.check(range)?;
         // SAFETY: passed on to the caller.
         let result = unsafe { self.table.protect(range, prot) };
         flush.add(range);

@@ -23,6 +23,11 @@ impl Flush {
         Self { ranges: heapless::Vec::new(), tables: TableList::new() }
     }
 
+    /// Tables that were detached without a range yet.
+    pub const fn of_tables(tables: TableList) -> Self {
+        Self { ranges: heapless::Vec::new(), tables }
+    }
+
     /// Whether there is nothing to invalidate and nothing to free.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty() && self.tables.is_empty()
@@ -41,7 +46,19 @@ impl Flush {
     /// Adds a range; one that touches or overlaps it is merged.
     #[inline]
     pub fn add(&mut self, range: IovaRange) {
-        // Mostly the next page after the one before.
+        // Mostly there is one range, and this one begins inside it or right behind it.
+        if let [only] = self.ranges.as_mut_slice()
+            && only.start() <= range.start()
+            && range.start().as_u64().wrapping_sub(1) <= only.last().as_u64()
+        {
+            *only = join(*only, range);
+        } else {
+            self.add_anywhere(range);
+        }
+    }
+
+    #[inline(never)]
+    fn add_anywhere(&mut self, range: IovaRange) {
         if let Some(last) = self.ranges.last_mut()
             && let Some(joined) = join_if_touching(*last, range)
         {
@@ -90,6 +107,7 @@ impl Flush {
     }
 }
 
+#[inline]
 fn join(a: IovaRange, b: IovaRange) -> IovaRange {
     let (start, last) = (a.start().min(b.start()), a.last().max(b.last()));
     IovaRange::new(start, last).unwrap_or(a)

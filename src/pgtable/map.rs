@@ -119,7 +119,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// # Safety
     /// - No other call that changes the table works on an overlapping range at the same time.
     /// - Devices may read or write the memory until the range is unmapped and invalidated.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn map(
         &self,
         range: IovaRange,

@@ -24,7 +24,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     ///
     /// # Safety
     /// No other call that changes the table works on an overlapping range at the same time.
-    #[inline]
+    #[inline(always)]
     pub unsafe fn unmap(&self, range: IovaRange, stray: &mut TableList) -> Result<()> {
         let (at, last) = self.offsets(range, 0, self.sizes)?;
         self.clear(at, last, stray)

@@ -100,9 +100,12 @@ fn a_mapping_that_lies_in_the_region_refuses_the_domain() {
     {
         let domain = world.domain(&direct);
         // Past the windows, as another device's direct region might have come in.
+        let paging: &Paging = domain.ops().as_any().downcast_ref().unwrap();
+        let mut stray = iommu::pgtable::TableList::new();
+        let (phys, sizes) = (iommu::PhysAddr::new(phys), iommu::pgtable::PageSizes::ALL);
         // SAFETY: no device is real.
-        unsafe { domain.ops().map(pages(7, 1), iommu::PhysAddr::new(phys), prot, iommu::pgtable::PageSizes::ALL) }
-            .unwrap();
+        unsafe { paging.table().map(pages(7, 1), phys, prot, sizes, &mut stray) }.unwrap();
+        assert!(stray.is_empty());
         let before = world.iommu.domain_of(group(&direct));
         assert_eq!(world.iommu.attach_device(&domain, &direct), expected);
         match expected {
