@@ -16,6 +16,12 @@
 //! [`Platform::publish`](crate::platform::Platform::publish) nor any invalidation: its caller does
 //! so before it tells a device, and frees stray tables afterwards.
 //!
+//! ## How a range is mapped
+//! First everything that needs memory: missing tables are installed, and those that the range fills
+//! are written whole but kept apart. Then everything that a walker can see, which cannot run out of
+//! memory: leaves, and one store for each table that was prepared. A page in the way undoes it all,
+//! and [`MapError::undone`] says what a device may have cached meanwhile.
+//!
 //! ## Concurrency
 //! Calls on disjoint ranges of one table may run at once on any processor, in any context: there is
 //! no lock and no reference count. Tables are installed with compare-exchange (who loses frees its

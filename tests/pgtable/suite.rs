@@ -28,6 +28,7 @@ macro_rules! suite {
                 readers_park_tables
                 random_operations
                 every_allocation_fails_once
+                prepared_tables_are_discarded
                 one_clean_a_line
             );
         }
@@ -498,6 +499,30 @@ pub(crate) fn every_allocation_fails_once<F: Format>(format: F, levels: u8, walk
         setup.map(at, PHYS, Prot::RW).unwrap();
         setup.finish();
     }
+}
+
+/// A range that fills a table of tables prepares all of them before a walker sees one. When memory
+/// runs out in the middle, they go; the few on the way to the range may stay.
+pub(crate) fn prepared_tables_are_discarded<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    let setup = Setup::new(format, levels, walker);
+    let granule = setup.granule();
+    let entry = granule << F::INDEX_BITS;
+    let all = range(setup.start(), entry << F::INDEX_BITS);
+    let before = setup.platform.frames_in_use();
+    for budget in [1, 2, 3, 100] {
+        setup.platform.set_budget(Some(budget));
+        let mut stray = TableList::new();
+        let smallest = PageSizes::from_bits(granule);
+        // SAFETY: no device uses the table.
+        let result = unsafe { setup.table.map(all, PhysAddr::new(PHYS), Prot::RW, smallest, &mut stray) };
+        setup.platform.set_budget(None);
+        assert!(stray.is_empty());
+        assert_eq!(result, Err(MapError::from(Error::NoMemory)));
+        assert_eq!(setup.runs(), []);
+        let tables = (setup.platform.frames_in_use() - before) >> F::INDEX_BITS.saturating_sub(9);
+        assert!(tables < usize::from(levels), "{tables} tables stayed");
+    }
+    setup.finish();
 }
 
 /// A walker that does not snoop costs one clean for each line that was touched, and no more.
