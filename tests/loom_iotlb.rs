@@ -1,0 +1,369 @@
+//! Loom models of cache tags: attach and detach beside unmap, with the real domain and tags, and
+//! hardware that walks and caches. `RUSTFLAGS="--cfg loom" cargo test --release --test loom_iotlb`.
+#![cfg(loom)]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::any::Any;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use iommu::device::DeviceInfo;
+use iommu::domain::{Domain, DomainKind, PagingDomain};
+use iommu::frames::{IdBitmap, Ref, Slab};
+use iommu::iotlb::{CacheTag, Depth, Flush, Invalidation, Last, Tags, Ticket};
+use iommu::ops::{Capability, Coverage, DomainOps, DomainSpec, IommuOps, MapFlush, Unit, UnitTraits};
+use iommu::pci::PciConfig;
+use iommu::pgtable::{Config, Format, LiveSplit, PageSizes, PageTable, WalkerCoherency};
+use iommu::platform::{Hosted, Instant, NoRegisters, Platform};
+use iommu::{
+    Error, FaultRecord, Iova, IovaRange, NoSpaceReason, PhysAddr, Prot, ReservedRegions, Result, SourceId,
+    UnsupportedReason, Window, Windows,
+};
+use loom::cell::UnsafeCell;
+use loom::sync::{Arc, Mutex};
+use loom::thread;
+
+/// Frames from the heap, and a clock.
+#[derive(Clone, Debug)]
+struct Heap {
+    /// Seconds that each look at the clock takes.
+    step: u64,
+}
+
+/// The clock, outside of loom's sight; models depend on differences only.
+static SECONDS: AtomicU64 = AtomicU64::new(0);
+
+fn layout(order: u8) -> Layout {
+    Layout::from_size_align(4096 << order, 4096 << order).unwrap()
+}
+
+// SAFETY: every block is fresh from the heap; physical addresses are virtual ones.
+unsafe impl Platform for Heap {
+    type Registers = NoRegisters;
+    type Processor = Hosted;
+
+    fn alloc_frames(&self, order: u8, _last: PhysAddr) -> Option<PhysAddr> {
+        // SAFETY: the size is not zero.
+        let block = unsafe { alloc_zeroed(layout(order)) };
+        Some(PhysAddr::new(block.expose_provenance() as u64))
+    }
+
+    unsafe fn free_frames(&self, first: PhysAddr, order: u8) {
+        // SAFETY: allocated above with this layout.
+        unsafe { dealloc(self.phys_to_virt(first).as_ptr(), layout(order)) }
+    }
+
+    fn phys_to_virt(&self, phys: PhysAddr) -> NonNull<u8> {
+        NonNull::new(std::ptr::with_exposed_provenance_mut(phys.as_u64() as usize)).unwrap()
+    }
+
+    fn map_registers(&self, _base: PhysAddr, _bytes: usize) -> Result<NoRegisters> {
+        Err(Error::Unsupported(UnsupportedReason::Operation))
+    }
+
+    fn now(&self) -> Instant {
+        Instant::from_nanos(SECONDS.fetch_add(self.step, Ordering::SeqCst) * 1_000_000_000)
+    }
+}
+
+/// One table of four pages.
+#[derive(Clone, Copy, Debug)]
+struct Tiny;
+
+impl Format for Tiny {
+    const NAME: &'static str = "one table";
+    const GRANULE_LOG2: u8 = 12;
+    const INDEX_BITS: u8 = 2;
+    const MIN_LEVELS: u8 = 1;
+    const MAX_LEVELS: u8 = 1;
+    const ITEMS: &'static [u16] = &[1];
+    const OUTPUT_BITS: u8 = 40;
+    const LIVE_SPLIT: LiveSplit = LiveSplit::Allowed;
+    const PRESENT: u64 = 1;
+    const VISIBLE: u64 = 1 << 10;
+    const ACCESSED_DIRTY: u64 = 0;
+
+    fn max_input_bits(levels: u8) -> u8 {
+        12 + 2 * levels
+    }
+
+    fn attributes(&self, _prot: Prot) -> Result<u64> {
+        Ok(1)
+    }
+
+    fn leaf(&self, _level: u8, _item: u8, phys: u64, attributes: u64) -> u64 {
+        phys | attributes
+    }
+
+    fn table(&self, phys: u64) -> u64 {
+        phys | 1
+    }
+
+    fn is_leaf(&self, _level: u8, _entry: u64) -> bool {
+        true
+    }
+
+    fn table_phys(&self, entry: u64) -> u64 {
+        entry & !0xfff
+    }
+
+    fn leaf_phys(&self, _level: u8, entry: u64) -> u64 {
+        entry & !0xfff
+    }
+
+    fn prot(&self, _entry: u64) -> Prot {
+        Prot::RW
+    }
+}
+
+type Paging = PagingDomain<Tiny, Heap>;
+
+/// Numbers that the models use.
+const IDS: usize = 3;
+
+/// Hardware: per number, whether a translation is cached, and who is using the number.
+struct Hardware {
+    cached: [Mutex<bool>; IDS],
+    /// Read by whoever invalidates under the number, written by whoever gives it to another domain.
+    meaning: [UnsafeCell<u32>; IDS],
+}
+
+// SAFETY: `meaning` is what the models are about; loom checks every access.
+unsafe impl Sync for Hardware {}
+
+impl Hardware {
+    /// What hardware does once its entry points to the domain: walk, and cache what it finds.
+    fn walk(&self, id: u32, paging: &Paging) {
+        let mut cached = self.cached[id as usize].lock().unwrap();
+        // SAFETY: the only table is the root, which is not freed.
+        *cached |= unsafe { paging.table().iova_to_phys_unregistered(Iova::new(0)) }.is_some();
+    }
+
+    fn has_cached(&self, id: u32) -> bool {
+        *self.cached[id as usize].lock().unwrap()
+    }
+
+    fn reuse(&self, id: u32) {
+        // SAFETY: loom checks that nobody uses the number under its old meaning.
+        self.meaning[id as usize].with_mut(|meaning| unsafe { *meaning += 1 });
+    }
+}
+
+impl IommuOps for Hardware {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn name(&self) -> &'static str {
+        "hardware"
+    }
+    fn base(&self) -> PhysAddr {
+        PhysAddr::new(0)
+    }
+    fn coverage(&self, _: &DeviceInfo, _: &dyn PciConfig) -> Coverage {
+        Coverage::Rest
+    }
+    fn traits(&self) -> UnitTraits {
+        spec().traits
+    }
+    fn windows(&self) -> Windows {
+        spec().windows
+    }
+    fn reserved_regions(&self, _: &DeviceInfo, _: &dyn PciConfig, _: &mut ReservedRegions) -> Result<()> {
+        Ok(())
+    }
+    fn capable(&self, _: Capability) -> bool {
+        false
+    }
+    fn domain_alloc_paging(&self, _: &DomainSpec) -> Result<Domain> {
+        Err(Error::NoMemory)
+    }
+    fn attach(&self, _: &Unit, _: SourceId, _: &Domain, _: &Domain) -> Result<()> {
+        Ok(())
+    }
+    fn block(&self, _: &Unit, _: SourceId, _: &Domain) {}
+
+    fn invalidate(&self, invalidation: &Invalidation<'_>) -> Result<Ticket> {
+        let id = invalidation.tag.id as usize;
+        // SAFETY: loom checks that the number is not given away meanwhile.
+        self.meaning[id].with(|meaning| assert!(unsafe { *meaning } < 2));
+        *self.cached[id].lock().unwrap() = false;
+        Ok(Ticket(0))
+    }
+
+    fn wait(&self, _: Ticket) -> Result<()> {
+        Ok(())
+    }
+    fn enable(&self) -> Result<()> {
+        Ok(())
+    }
+    fn shutdown(&self) -> Result<()> {
+        Ok(())
+    }
+    fn suspend(&self) -> Result<()> {
+        Ok(())
+    }
+    fn resume(&self) -> Result<()> {
+        Ok(())
+    }
+    fn drain_faults(&self, _: &mut dyn FnMut(FaultRecord)) {}
+}
+
+fn page() -> IovaRange {
+    IovaRange::from_len(Iova::new(0), 0x1000).unwrap()
+}
+
+fn spec() -> DomainSpec {
+    let page_sizes = PageSizes::from_bits(1 << 12);
+    let traits = UnitTraits {
+        driver: "one table",
+        coherency: WalkerCoherency::Snoops,
+        page_sizes,
+        widths: 1 << 14,
+        map_flush: MapFlush::Never,
+    };
+    let range = IovaRange::from_len(Iova::new(0), 0x4000).unwrap();
+    DomainSpec { traits, windows: Windows::new(Window { range, page_sizes }) }
+}
+
+/// A unit, a domain in which one page is mapped, and numbers.
+struct Stage {
+    hardware: Ref<Hardware>,
+    unit: Unit,
+    paging: Paging,
+    ids: IdBitmap<Heap>,
+}
+
+impl Stage {
+    fn new() -> Arc<Self> {
+        Self::with_clock(0)
+    }
+
+    fn with_clock(step: u64) -> Arc<Self> {
+        let heap = Heap { step };
+        let hardware = Hardware {
+            cached: std::array::from_fn(|_| Mutex::new(false)),
+            meaning: std::array::from_fn(|_| UnsafeCell::new(0)),
+        };
+        let hardware = Slab::new(heap.clone()).unwrap().insert(hardware).map_err(|(error, _)| error).unwrap();
+        let unit = Unit::new(Ref::map(hardware.clone(), |hardware| hardware as &dyn IommuOps));
+        let table = PageTable::new(heap.clone(), Tiny, Config::new::<Tiny>(1)).unwrap();
+        let paging = Paging::new(heap.clone(), DomainKind::Paging, &spec(), table);
+        // SAFETY: no device is real.
+        unsafe { paging.map(page(), PhysAddr::new(0x8000), Prot::RW, PageSizes::ALL) }.unwrap();
+        let ids = IdBitmap::new(heap, IDS as u32 - 1, NoSpaceReason::DomainIds).unwrap();
+        Arc::new(Self { hardware, unit, paging, ids })
+    }
+
+    fn acquire(&self, source: Option<SourceId>) -> CacheTag {
+        self.paging.tags().acquire(&self.unit, None, source, &self.ids).unwrap()
+    }
+
+    /// Attach: publish the tag, then let hardware walk.
+    fn attach(&self) -> CacheTag {
+        let tag = self.acquire(None);
+        self.hardware.walk(tag.id, &self.paging);
+        tag
+    }
+
+    /// Detach: stop walking, invalidate all, give the number to somebody else.
+    fn detach(&self, tag: CacheTag) {
+        let all = Invalidation { tag, ranges: &[], depth: Depth::Tables };
+        let _ = self.hardware.invalidate(&all).unwrap();
+        self.withdraw(tag);
+    }
+
+    fn withdraw(&self, tag: CacheTag) {
+        match self.paging.tags().release(&self.unit, tag) {
+            Ok(Last::Yes) => {
+                self.hardware.reuse(tag.id);
+                self.ids.free(tag.id);
+            }
+            Ok(Last::No) => {}
+            Err(_) => self.ids.quarantine(tag.id),
+        }
+    }
+
+    fn unmap(&self) {
+        let mut flush = Flush::new();
+        // SAFETY: one thread of each model unmaps.
+        unsafe { self.paging.unmap(page(), &mut flush) }.unwrap();
+        self.paging.sync(&mut flush).unwrap();
+    }
+}
+
+fn beside<T: 'static>(stage: &Arc<Stage>, work: impl FnOnce(&Stage) -> T + 'static) -> thread::JoinHandle<T> {
+    let stage = stage.clone();
+    thread::spawn(move || work(&stage))
+}
+
+#[test]
+fn attach_beside_unmap() {
+    loom::model(|| {
+        let stage = Stage::new();
+        let attaching = beside(&stage, Stage::attach);
+        stage.unmap();
+        // Unmap has seen the tag, or hardware has seen the cleared leaf.
+        let tag = attaching.join().unwrap();
+        assert!(!stage.hardware.has_cached(tag.id), "a translation outlives its invalidation");
+    });
+}
+
+#[test]
+fn two_attaches_that_share_a_tag_beside_unmap() {
+    loom::model(|| {
+        let stage = Stage::new();
+        let attaching = [beside(&stage, Stage::attach), beside(&stage, Stage::attach)];
+        stage.unmap();
+        for attaching in attaching {
+            let tag = attaching.join().unwrap();
+            assert!(!stage.hardware.has_cached(tag.id), "a translation outlives its invalidation");
+        }
+    });
+}
+
+#[test]
+fn detach_beside_unmap() {
+    loom::model(|| {
+        let stage = Stage::new();
+        let tag = stage.attach();
+        let detaching = beside(&stage, move |stage| stage.detach(tag));
+        stage.unmap();
+        detaching.join().unwrap();
+        assert!(!stage.hardware.has_cached(tag.id));
+        assert!(stage.paging.tags().is_empty());
+        assert_eq!(stage.ids.in_use(), 0);
+    });
+}
+
+#[test]
+fn one_attaches_while_the_other_detaches() {
+    loom::model(|| {
+        let stage = Stage::new();
+        let tag = stage.attach();
+        let detaching = beside(&stage, move |stage| stage.detach(tag));
+        let next = stage.acquire(None);
+        detaching.join().unwrap();
+        // The number that is in use now was not given away, or it is another one.
+        assert_eq!(stage.ids.in_use(), 1);
+        assert!(stage.ids.is_taken(next.id));
+        stage.withdraw(next);
+        assert!(stage.paging.tags().is_empty());
+        assert_eq!(stage.ids.in_use(), 0);
+    });
+}
+
+#[test]
+fn two_releases_beside_a_reader() {
+    loom::model(|| {
+        // Waits end early: two threads that spin for a third would spin for ever under loom.
+        let stage = Stage::with_clock(1);
+        let tags = [1, 2].map(|id| stage.acquire(Some(SourceId::platform(0, id))));
+        let releasing = tags.map(|tag| beside(&stage, move |stage| stage.withdraw(tag)));
+        let all: &Tags<Heap> = stage.paging.tags();
+        for (unit, tag) in all.read().iter() {
+            let _ = unit.invalidate(&Invalidation { tag, ranges: &[], depth: Depth::Leaves }).unwrap();
+        }
+        releasing.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(all.is_empty(), stage.ids.quarantined() == 0);
+    });
+}
