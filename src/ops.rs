@@ -209,6 +209,129 @@ pub struct Msi {
 ///
 /// "Task" methods may wait for hardware (bounded) and may allocate frames; "any" methods neither
 /// allocate nor take more than short locks.
+///
+/// A backend needs no more than the public items of this crate. This one drives a unit that knows
+/// one source, whose entry is a register with the address of a page table, and a flush register.
+///
+/// ```
+/// use core::any::Any;
+/// use core::sync::atomic::{AtomicU64, Ordering};
+/// # use iommu::device::{DeviceInfo, Trust};
+/// use iommu::domain::{Domain, DomainKind, PagingDomain};
+/// use iommu::frames::{IdBitmap, Ref, Slab};
+/// use iommu::iotlb::{Invalidation, Last, Ticket};
+/// use iommu::ops::{Capability, Coverage, DomainOps, DomainSpec, IommuOps, Unit, UnitTraits};
+/// # use iommu::ops::MapFlush;
+/// # use iommu::pci::PciConfig;
+/// use iommu::pgtable::{Config, PageTable, SecondStage};
+/// # use iommu::pgtable::{PageSizes, WalkerCoherency};
+/// # use iommu::platform::{Arena, Frame};
+/// # use iommu::{Error, FaultRecord, IncompatibleReason, Iommu, Iova, IovaRange, NoSpaceReason, PhysAddr, Policy, Prot};
+/// # use iommu::{ReservedRegions, Result, SourceId, Window, Windows};
+/// # type Kernel = &'static Arena;
+/// type Paging = PagingDomain<SecondStage, Kernel>;
+///
+/// struct Simple {
+///     kernel: Kernel,
+///     root: AtomicU64,  // stands for a register: zero blocks
+///     flush: AtomicU64, // another one: drops what is cached under a number
+///     ids: IdBitmap<Kernel>,
+///     domains: Slab<Paging, Kernel>,
+/// }
+///
+/// impl Simple {
+///     /// After the register stopped pointing to `old`: flush all of it, then give the number back.
+///     fn leave(&self, unit: &Unit, old: &Domain) {
+///         let Some(paging) = old.ops().as_any().downcast_ref::<Paging>() else { return };
+///         let found = paging.tags().read().iter().find(|(of, _)| of.ptr_eq(unit)).map(|(_, tag)| tag);
+///         let Some(tag) = found else { return };
+///         self.flush.store(u64::from(tag.id), Ordering::SeqCst);
+///         match paging.tags().release(unit, tag) {
+///             Ok(Last::Yes) => self.ids.free(tag.id),
+///             Ok(Last::No) => {}
+///             Err(_) => self.ids.quarantine(tag.id),
+///         }
+///     }
+/// }
+///
+/// impl IommuOps for Simple {
+///     fn domain_alloc_paging(&self, spec: &DomainSpec) -> Result<Domain> {
+///         let slot = self.domains.insert_with(|_| {
+///             let table = PageTable::new(self.kernel, SecondStage::default(), Config::new::<SecondStage>(4))?;
+///             Ok(PagingDomain::new(self.kernel, DomainKind::Paging, spec, table))
+///         })?;
+///         Ok(Domain::new(Ref::map(slot, |domain| domain as &dyn DomainOps)))
+///     }
+///
+///     fn attach(&self, unit: &Unit, _source: SourceId, domain: &Domain, old: &Domain) -> Result<()> {
+///         let mut root = 0;
+///         if domain.kind() != DomainKind::Blocked {
+///             let paging: Option<&Paging> = domain.ops().as_any().downcast_ref();
+///             let paging = paging.ok_or(Error::Incompatible(IncompatibleReason::Driver))?;
+///             paging.traits().check_attach(48, self.traits())?;
+///             // First the tag, so that every unmap from now on flushes here; then the entry.
+///             let tag = paging.tags().acquire(unit, None, None, &self.ids)?;
+///             root = paging.table().root().as_u64() | u64::from(tag.id);
+///         }
+///         self.root.store(root, Ordering::SeqCst);
+///         self.leave(unit, old);
+///         Ok(())
+///     }
+///
+///     fn block(&self, unit: &Unit, _source: SourceId, old: &Domain) {
+///         self.root.store(0, Ordering::SeqCst);
+///         self.leave(unit, old);
+///     }
+///
+///     fn invalidate(&self, invalidation: &Invalidation<'_>) -> Result<Ticket> {
+///         self.flush.store(u64::from(invalidation.tag.id), Ordering::SeqCst);
+///         Ok(Ticket(0))
+///     }
+///     fn wait(&self, _ticket: Ticket) -> Result<()> {
+///         Ok(()) // this hardware is done at once
+///     }
+///     // ... and a dozen methods that say what the unit is.
+/// #   fn as_any(&self) -> &dyn Any { self }
+/// #   fn name(&self) -> &'static str { "simple unit" }
+/// #   fn base(&self) -> PhysAddr { PhysAddr::new(0xfed9_0000) }
+/// #   fn coverage(&self, _: &DeviceInfo, _: &dyn PciConfig) -> Coverage { Coverage::Rest }
+/// #   fn traits(&self) -> UnitTraits {
+/// #       UnitTraits { driver: "simple", coherency: WalkerCoherency::Snoops, page_sizes: SIZES, widths: 1 << 48, map_flush: MapFlush::Never }
+/// #   }
+/// #   fn windows(&self) -> Windows {
+/// #       Windows::new(Window { range: IovaRange::from_len(Iova::new(0), 1 << 48).unwrap(), page_sizes: SIZES })
+/// #   }
+/// #   fn reserved_regions(&self, _: &DeviceInfo, _: &dyn PciConfig, _: &mut ReservedRegions) -> Result<()> { Ok(()) }
+/// #   fn capable(&self, _: Capability) -> bool { false }
+/// #   fn enable(&self) -> Result<()> { Ok(()) }
+/// #   fn shutdown(&self) -> Result<()> { Ok(()) }
+/// #   fn suspend(&self) -> Result<()> { Ok(()) }
+/// #   fn resume(&self) -> Result<()> { Ok(()) }
+/// #   fn drain_faults(&self, _: &mut dyn FnMut(FaultRecord)) {}
+/// }
+/// # const SIZES: PageSizes = PageSizes::from_bits(1 << 12 | 1 << 21 | 1 << 30);
+///
+/// # let kernel = Arena::new(Box::leak(vec![Frame::ZERO; 64].into_boxed_slice()))?;
+/// let iommu = Iommu::new(kernel, Policy::default())?;
+/// let ids = IdBitmap::new(kernel, 255, NoSpaceReason::DomainIds)?;
+/// ids.reserve(0)?;
+/// let unit = Simple { kernel, root: 0.into(), flush: 0.into(), ids, domains: Slab::new(kernel)? };
+/// let unit = Slab::new(kernel)?.insert(unit).map_err(|(error, _)| error)?;
+/// iommu.add_unit(Ref::map(unit.clone(), |unit| unit as &dyn IommuOps))?;
+/// let device = iommu.probe_platform(DeviceInfo::platform(&[SourceId::platform(0, 1)], Trust::Trusted)?)?;
+/// let domain = iommu.paging_domain(&[&device])?;
+/// let range = IovaRange::from_len(Iova::new(0x1000), 0x2000)?;
+/// // SAFETY: nobody uses the memory, nor works on the range at the same time.
+/// unsafe { domain.map(range, PhysAddr::new(0x8000), Prot::RW)? };
+/// iommu.attach_device(&domain, &device)?;
+/// let tag = unit.root.load(Ordering::SeqCst) & 0xfff;
+/// // SAFETY: as above.
+/// unsafe { domain.unmap_sync(range)? };
+/// assert_eq!(unit.flush.load(Ordering::SeqCst), tag);
+/// # drop((iommu, device, domain, unit));
+/// # assert_eq!(kernel.frames_in_use(), 0);
+/// # Ok::<(), iommu::Error>(())
+/// ```
 pub trait IommuOps: Any + Send + Sync {
     /// For the backend's own checked downcast.
     fn as_any(&self) -> &dyn Any;
