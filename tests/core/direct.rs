@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use iommu::{Device, Domain, Error, IncompatibleReason, Prot, RegionKind};
 
+use crate::fake::Paging;
 use crate::world::{World, group, info, map, pages, range, source, unmap};
 
 const DIRECT: u64 = 0x7000;

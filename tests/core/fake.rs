@@ -244,7 +244,7 @@ impl FakeUnit {
         match state.sources.get(&source) {
             Some(entry) => assert!(entry.domain.ptr_eq(old), "{source} did not go through {old:?}"),
             None => {
-                let own = state.log.iter().any(|event| *event == Event::Block(source));
+                let own = state.log.contains(&Event::Block(source));
                 assert!(old.kind() == DomainKind::Blocked || own, "{source} went through nothing, not {old:?}");
             }
         }

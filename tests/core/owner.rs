@@ -56,8 +56,9 @@ fn an_owner_gets_a_blocked_group_and_gives_it_back_to_the_default_domain() {
 fn bound_drivers_keep_owners_out() {
     let world = World::new(1);
     let (device, other) = (world.behind(1, 2), world.behind(1, 3));
-    let bound = Err(Error::Busy(BusyReason::DriversBound));
-    assert_eq!(bound.unwrap_err().errno(), 1, "EPERM, as in Linux");
+    let error = Error::Busy(BusyReason::DriversBound);
+    assert_eq!(error.errno(), 1, "EPERM, as in Linux");
+    let bound = Err(error);
     world.iommu.use_default_domain(&device).unwrap();
     world.iommu.use_default_domain(&other).unwrap();
     assert_eq!(world.iommu.claim_dma_owner(group(&device), owner(1)), bound);
