@@ -3,6 +3,7 @@
 
 use core::time::Duration;
 
+use iommu::pci::PciConfig;
 use iommu::platform::{Mmio, Platform, Registers};
 use iommu::{Iova, PciAddress, PhysAddr};
 
@@ -22,6 +23,9 @@ const DMA_COMMAND: usize = 0x98;
 const START: u32 = 1 << 0;
 /// From the buffer to memory; without it, from memory to the buffer.
 const TO_MEMORY: u32 = 1 << 1;
+
+/// Bytes that the device copies at once.
+pub const DMA_BYTES: u32 = 64;
 
 /// The device.
 pub struct Edu {
@@ -55,22 +59,22 @@ impl Edu {
         self.function
     }
 
-    /// Copies `bytes` bytes at `from` into the device.
-    pub fn read_memory(&self, from: Iova, bytes: u32) -> Result<(), Failure> {
-        self.copy(from.as_u64(), BUFFER, bytes, START)
+    /// Copies [`DMA_BYTES`] bytes at `from` into the device.
+    pub fn read_memory(&self, from: Iova) -> Result<(), Failure> {
+        self.copy(from.as_u64(), BUFFER, START)
     }
 
-    /// Copies `bytes` bytes out of the device to `to`.
-    pub fn write_memory(&self, to: Iova, bytes: u32) -> Result<(), Failure> {
-        self.copy(BUFFER, to.as_u64(), bytes, START | TO_MEMORY)
+    /// Copies [`DMA_BYTES`] bytes out of the device to `to`.
+    pub fn write_memory(&self, to: Iova) -> Result<(), Failure> {
+        self.copy(BUFFER, to.as_u64(), START | TO_MEMORY)
     }
 
     /// Lets the engine run and waits until it has stopped. Whether its requests went through, the
     /// device does not tell.
-    fn copy(&self, source: u64, destination: u64, bytes: u32, command: u32) -> Result<(), Failure> {
+    fn copy(&self, source: u64, destination: u64, command: u32) -> Result<(), Failure> {
         self.registers.write64(DMA_SOURCE, source);
         self.registers.write64(DMA_DESTINATION, destination);
-        self.registers.write32(DMA_COUNT, bytes);
+        self.registers.write32(DMA_COUNT, DMA_BYTES);
         self.registers.write32(DMA_COMMAND, command);
         let deadline = self.kernel.now() + Duration::from_secs(5);
         while self.registers.read32(DMA_COMMAND) & START != 0 {

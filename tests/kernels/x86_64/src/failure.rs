@@ -13,6 +13,11 @@ pub enum Failure {
     Iommu(iommu::Error),
 }
 
+/// Whether something is as it was told.
+pub fn expect(told: bool, otherwise: &'static str) -> Result<(), Failure> {
+    if told { Ok(()) } else { Err(Failure::Wrong(otherwise)) }
+}
+
 impl From<iommu::Error> for Failure {
     fn from(error: iommu::Error) -> Self {
         Self::Iommu(error)

@@ -4,6 +4,8 @@ use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
+use iommu::PhysAddr;
+use iommu::ops::Msi;
 use iommu::platform::{Mmio, Registers};
 use spin::Once;
 
@@ -12,28 +14,20 @@ use crate::{port, println};
 
 global_asm!(include_str!("interrupts.s"));
 
-/// A message signalled interrupt: the device writes `data` to `address`.
-#[derive(Clone, Copy, Debug)]
-pub struct Message {
-    /// Where to write: this processor's local APIC.
-    pub address: u64,
-    /// What to write: the vector.
-    pub data: u32,
-}
-
 /// Vectors that are given out, from the first one behind the exceptions.
 const FIRST_VECTOR: usize = 32;
 const SPURIOUS_VECTOR: usize = 255;
 static HANDLERS: [Once<fn()>; 4] = [const { Once::new() }; 4];
 
-/// Takes a vector for `handler`, which runs with interrupts disabled. `None` when all are taken.
-pub fn message_for(handler: fn()) -> Option<Message> {
+/// Takes a vector for `handler`, which runs with interrupts disabled, and gives the message that a
+/// device raises it with. `None` when all are taken.
+pub fn message_for(handler: fn()) -> Option<Msi> {
     let index = HANDLERS.iter().position(|taken| !taken.is_completed())?;
     HANDLERS.get(index)?.call_once(|| handler);
     const ID: usize = 0x20;
     let processor = u64::from(local_apic().read32(ID) >> 24);
     // SDM 3A, 12.11: physical destination, fixed delivery, edge triggered.
-    Some(Message { address: 0xfee0_0000 | processor << 12, data: (FIRST_VECTOR + index) as u32 })
+    Some(Msi { address: PhysAddr::new(0xfee0_0000 | processor << 12), data: (FIRST_VECTOR + index) as u32 })
 }
 
 /// Sets the processor up for interrupts and enables them.

@@ -1,36 +1,36 @@
 //! A kernel that protects its memory from a PCI device with the `iommu` crate: the smallest complete
-//! example of what a kernel must provide.
+//! example of what a kernel must provide, and of what it does with it.
 //!
-//! - `platform.rs` is what the crate asks for: frames, registers, a clock, the map of RAM.
-//! - `acpi.rs` finds the firmware's table of IOMMUs, `pci.rs` reaches configuration space.
-//! - `interrupts.rs` makes a message from a device call a function.
-//! - `edu.rs` drives the device whose DMA is let through, and blocked.
-//! - `boot.s`, `runtime.rs`, `console.rs`, `clock.rs`, `pvh.rs` and `port.rs` are what any kernel has.
+//! What the crate asks for:
+//! - `platform.rs`: frames, registers, a clock, the map of RAM.
+//! - `pci.rs`: configuration space.
+//! - `acpi.rs`: the firmware's table of IOMMUs.
+//! - `interrupts.rs`: a message from a device calls a function.
+//!
+//! What the kernel does with the crate:
+//! - `protection.rs` brings the IOMMU up, takes its fault interrupt, and lets it go.
+//! - `story.rs` maps, attaches, unmaps; `edu.rs` drives the device whose DMA arrives or is stopped.
+//!
+//! The rest is what any kernel has: `boot.s`, `runtime.rs`, `console.rs`, `clock.rs`, `page.rs`,
+//! `pvh.rs`, `port.rs`, `failure.rs`.
 #![no_std]
 #![no_main]
 
 mod acpi;
-mod by_hand;
 mod clock;
 mod console;
 mod edu;
 mod failure;
 mod interrupts;
+mod page;
 mod pci;
 mod platform;
 mod port;
+mod protection;
 mod pvh;
 mod runtime;
+mod story;
 
-use core::sync::atomic::{AtomicUsize, Ordering};
-use core::time::Duration;
-
-use iommu::hwmem::FrameTable;
-use iommu::platform::Platform;
-use iommu::{Iova, PhysAddr};
-use spin::Once;
-
-use crate::by_hand::Unit;
 use crate::console::Outcome;
 use crate::edu::Edu;
 use crate::failure::Failure;
@@ -39,17 +39,6 @@ use crate::platform::Kernel;
 use crate::pvh::StartInfo;
 
 core::arch::global_asm!(include_str!("boot.s"));
-
-/// Where the device sees the page that it may read, and the one that it may write.
-const SOURCE: Iova = Iova::new(0x10_0000);
-const TARGET: Iova = Iova::new(0x11_0000);
-/// Bytes that the device copies at once.
-const BYTES: u32 = 64;
-
-/// The IOMMU, where the interrupt handler finds it.
-static IOMMU: Once<Unit> = Once::new();
-/// Faults that were reported.
-static FAULTS: AtomicUsize = AtomicUsize::new(0);
 
 /// Where `boot.s` calls, with what the loader passed.
 #[unsafe(no_mangle)]
@@ -74,84 +63,10 @@ fn run(start_info: usize) -> Result<(), Failure> {
     // SAFETY: called once.
     unsafe { interrupts::init() };
 
-    // The firmware's table, and the device that is not trusted.
+    // The firmware's table, and the device that is not to be let at everything.
     // SAFETY: the loader passed what firmware told it, and nothing writes to the tables.
     let dmar = unsafe { acpi::find(start_info.rsdp(), b"DMAR") }.ok_or(Failure::Missing("a DMAR table: no VT-d"))?;
     let edu = Edu::find(kernel, ConfigPorts)?;
     println!("DMAR has {} bytes, the device is {}", dmar.len(), edu.function());
-
-    // Three pages: one to read, one to write, and one that is nobody's business.
-    let source = filled(kernel, 0x0123_4567_89ab_cdef)?;
-    let target = filled(kernel, 0)?;
-    let secret = filled(kernel, 0x5ec2_e75e_c2e7_5ec2)?;
-
-    // Without an IOMMU the device reaches whatever it names.
-    edu.read_memory(Iova::new(source.phys().as_u64()), BYTES)?;
-    edu.write_memory(Iova::new(target.phys().as_u64()), BYTES)?;
-    expect(holds(&target, 0x0123_4567_89ab_cdef), "without an IOMMU, the DMA did not arrive")?;
-    println!("without an IOMMU: the DMA went through");
-    fill(&target, 0);
-
-    // The IOMMU: two pages are mapped for the device, nothing else.
-    let base = dmar.get(56..64).and_then(|field| field.try_into().ok()).map(u64::from_le_bytes);
-    let base = PhysAddr::new(base.ok_or(Failure::Missing("a unit in the DMAR table"))?);
-    let message = interrupts::message_for(on_fault).ok_or(Failure::Missing("a free vector"))?;
-    let unit = Unit::new(kernel, base, message)?;
-    let unit = IOMMU.call_once(|| unit);
-    unit.map(edu.function(), SOURCE, source.phys());
-    unit.map(edu.function(), TARGET, target.phys());
-    unit.enable();
-    println!("the unit at {base} translates, {} frames are in use", kernel.frames_in_use());
-
-    // Inside the mapping.
-    edu.read_memory(SOURCE, BYTES)?;
-    edu.write_memory(TARGET, BYTES)?;
-    expect(holds(&target, 0x0123_4567_89ab_cdef), "inside its mapping, the DMA did not arrive")?;
-    expect(FAULTS.load(Ordering::Acquire) == 0, "a fault was reported for a DMA that is allowed")?;
-    println!("inside the mapping: the DMA went through");
-
-    // Outside: nothing is written, and the fault's interrupt arrives.
-    edu.write_memory(Iova::new(secret.phys().as_u64()), BYTES)?;
-    expect(holds(&secret, 0x5ec2_e75e_c2e7_5ec2), "the device wrote to a page that was not mapped for it")?;
-    expect(a_fault_arrives(kernel), "no fault was reported")?;
-    println!("outside the mapping: the DMA was blocked");
-    Ok(())
-}
-
-/// Runs as the interrupt handler of the IOMMU's fault message.
-fn on_fault() {
-    let Some(iommu) = IOMMU.get() else { return };
-    while let Some(fault) = iommu.take_fault() {
-        println!("fault interrupt: {} at {}, reason {:#x}", fault.source, fault.iova, fault.reason);
-        FAULTS.fetch_add(1, Ordering::Release);
-    }
-}
-
-/// Waits for a fault to be reported, a second at most.
-fn a_fault_arrives(kernel: Kernel) -> bool {
-    let deadline = kernel.now() + Duration::from_secs(1);
-    while FAULTS.load(Ordering::Acquire) == 0 && kernel.now() < deadline {
-        kernel.spin_hint();
-    }
-    FAULTS.load(Ordering::Acquire) > 0
-}
-
-/// A page for the device's data, full of `pattern`.
-fn filled(kernel: Kernel, pattern: u64) -> Result<FrameTable<Kernel>, Failure> {
-    let page = FrameTable::new(kernel, 0, PhysAddr::new(u64::MAX))?;
-    fill(&page, pattern);
-    Ok(page)
-}
-
-fn fill(page: &FrameTable<Kernel>, pattern: u64) {
-    page.view().entries(0, usize::MAX).iter().for_each(|word| word.store(pattern));
-}
-
-/// Whether the part of `page` that a DMA reaches is full of `pattern`.
-fn holds(page: &FrameTable<Kernel>, pattern: u64) -> bool {
-    page.view().entries(0, BYTES as usize / size_of::<u64>()).iter().all(|word| word.load() == pattern)
-}
-
-fn expect(told: bool, otherwise: &'static str) -> Result<(), Failure> {
-    if told { Ok(()) } else { Err(Failure::Wrong(otherwise)) }
+    story::tell(kernel, dmar, &edu)
 }
