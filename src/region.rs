@@ -75,8 +75,10 @@ impl ReservedRegions {
                 let _ = list.push(*old);
             }
         }
-        list.push(region).map_err(|_| Error::Capacity("MAX_RESERVED_REGIONS"))?;
-        list.sort_unstable_by_key(|region| (region.kind, region.range.start()));
+        // What is in the list is in order already: a sort would be 3 KiB of code for one region.
+        let key = |region: &ReservedRegion| (region.kind, region.range.start());
+        let place = list.iter().position(|old| key(old) > key(&region)).unwrap_or(list.len());
+        list.insert(place, region).map_err(|_| Error::Capacity("MAX_RESERVED_REGIONS"))?;
         self.list = list;
         Ok(())
     }
