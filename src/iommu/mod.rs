@@ -55,6 +55,52 @@ impl Default for Policy {
 /// from then on.
 ///
 /// Methods are for task context, unless they say *any context*.
+///
+/// ```no_run
+/// # #[cfg(feature = "vtd")]
+/// # fn example<P: iommu::platform::Platform>(
+/// #     (kernel, config_space): (P, impl iommu::pci::PciConfig), dmar_table: &[u8], nic: iommu::PciAddress,
+/// #     frames: iommu::PhysAddr, iommu::ops::Msi { address, data }: iommu::ops::Msi,
+/// # ) -> iommu::Result<()> {
+/// # use iommu::arch::vtd;
+/// # use iommu::device::Trust;
+/// # use iommu::ops::{InterruptKind, Msi};
+/// # use iommu::pci::BusFunctions;
+/// # use iommu::{Error, Iommu, Iova, IovaRange, Policy, Prot};
+/// // Boot: tables, units, devices, enable. In this order.
+/// let iommu = Iommu::new(kernel, Policy::default())?;
+/// vtd::init(&iommu, dmar_table)?;                        // every unit of the machine
+/// for function in (0..=255).flat_map(|bus| BusFunctions::new(&config_space, 0, bus)) {
+///     match iommu.probe_pci(&config_space, function, Trust::Trusted) {
+///         Ok(_) | Err(Error::NoDevice) => {}             // see iommu.uncovered()
+///         Err(error) => println!("{function} stays blocked: {error}"),
+///     }
+/// }
+/// iommu.set_fault_interrupt(Msi { address, data })?;     // or look from a timer
+/// iommu.enable()?;
+///
+/// // A driver: a domain for its device, and memory lent to it.
+/// let device = iommu.find(nic.source_id()).ok_or(Error::NoDevice)?;
+/// let domain = iommu.paging_domain(&[&device])?;
+/// iommu.attach_device(&domain, &device)?;
+/// let buffer = IovaRange::from_len(Iova::new(0x10_0000), 0x4000)?;
+/// // SAFETY: the frames stay ours until the gather below was synced.
+/// unsafe { domain.map(buffer, frames, Prot::READ | Prot::WRITE) }?;
+///
+/// // Back again: only after `sync` may the frames be used for something else.
+/// let mut gather = domain.gather();
+/// // SAFETY: nobody else works on this range.
+/// unsafe { domain.unmap(buffer, &mut gather) }?;
+/// gather.sync()?;
+///
+/// // In the fault interrupt, or from a timer; then a task prints what there is:
+/// iommu.handle_interrupt(InterruptKind::Fault);
+/// while let Some(fault) = iommu.next_fault() {
+///     println!("{fault}");  // 0000:00:04.0: write at 0x20000 refused: no write permission (reason 0x5, unit 0xfed90000)
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct Iommu<P: Platform> {
     platform: P,
     policy: Policy,
@@ -285,4 +331,26 @@ impl<P: Platform> fmt::Debug for Iommu<P> {
 fn fixed_domain<P: Platform>(slab: &Slab<FixedDomain, P>, kind: DomainKind) -> Result<Domain> {
     let slot = slab.insert(FixedDomain::new(kind)).map_err(|(error, _)| error)?;
     Ok(Domain::new(Ref::map(slot, |domain| domain as &dyn DomainOps)))
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use std::string::String;
+    use std::vec::Vec;
+
+    /// The lines of the first example in `text` that opens with `fence`, without `prefix`, and without
+    /// those that the documentation hides.
+    fn example(text: &str, prefix: &str, fence: &str) -> Vec<String> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix(prefix)).map(str::trim);
+        let example = lines.skip_while(|line| *line != fence).skip(1).take_while(|line| *line != "```");
+        example.filter(|line| !line.starts_with("# ")).map(String::from).collect()
+    }
+
+    #[test]
+    fn the_readme_shows_what_is_compiled_here() {
+        let readme = example(include_str!("../../README.md"), "", "```rust,ignore");
+        assert!(readme.len() > 20);
+        assert_eq!(readme, example(include_str!("mod.rs"), "///", "```no_run"));
+    }
 }
