@@ -11,30 +11,49 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// How a kernel says how it went: QEMU's exit status (the kernel writes to its `isa-debug-exit`
-/// device), and its last line.
+/// device), its last line, and the line before that, which says why.
 struct Verdict {
     status: i32,
     line: &'static str,
+    reason: &'static str,
 }
 
-const PASS: Verdict = Verdict { status: 33, line: "RESULT PASS" };
-const FAIL: Verdict = Verdict { status: 35, line: "RESULT FAIL" };
+const PASS: Verdict = Verdict { status: 33, line: "RESULT PASS", reason: "every frame came back" };
+const fn fail(reason: &'static str) -> Verdict {
+    Verdict { status: 35, line: "RESULT FAIL", reason }
+}
 
 /// A machine, and what the kernel must say on it.
 struct Case {
     name: &'static str,
+    machine: &'static str,
     devices: &'static [&'static str],
     expected: Verdict,
 }
 
-const CASES: [Case; 6] = [
-    Case { name: "default", devices: &["intel-iommu"], expected: PASS },
-    Case { name: "caching mode, 48 bits", devices: &["intel-iommu,caching-mode=on,aw-bits=48"], expected: PASS },
-    Case { name: "39 bits", devices: &["intel-iommu,aw-bits=39"], expected: PASS },
-    Case { name: "device IOTLBs", devices: &["intel-iommu,device-iotlb=on"], expected: PASS },
-    Case { name: "scalable mode offered", devices: &["intel-iommu,x-scalable-mode=on"], expected: PASS },
-    // A check that cannot fail is none: without the IOMMU the kernel must complain.
-    Case { name: "no IOMMU", devices: &[], expected: FAIL },
+const fn with_iommu(name: &'static str, devices: &'static [&'static str; 1]) -> Case {
+    Case { name, machine: "q35", devices, expected: PASS }
+}
+
+const CASES: [Case; 7] = [
+    with_iommu("default", &["intel-iommu"]),
+    with_iommu("caching mode, 48 bits", &["intel-iommu,caching-mode=on,aw-bits=48"]),
+    with_iommu("39 bits", &["intel-iommu,aw-bits=39"]),
+    with_iommu("device IOTLBs", &["intel-iommu,device-iotlb=on"]),
+    with_iommu("scalable mode offered", &["intel-iommu,x-scalable-mode=on"]),
+    // A check that cannot fail is none: without protection the kernel must complain.
+    Case {
+        name: "no IOMMU",
+        machine: "q35",
+        devices: &[],
+        expected: fail("FAILED: this machine lacks a DMAR table: no VT-d"),
+    },
+    Case {
+        name: "an IOMMU, but not for this device",
+        machine: "q35,default-bus-bypass-iommu=on",
+        devices: &["intel-iommu"],
+        expected: fail("FAILED: this machine lacks an IOMMU for the device"),
+    },
 ];
 
 /// Builds the kernels and runs each case.
@@ -44,7 +63,7 @@ pub(crate) fn run() -> Result<(), String> {
     let mut failed = Vec::new();
     for case in &CASES {
         let start = Instant::now();
-        let run = boot_x86_64(&kernel, case.devices, LIMIT)?;
+        let run = boot_x86_64(&kernel, case.machine, case.devices, LIMIT)?;
         println!("x86_64, {} ({:.1} s):", case.name, start.elapsed().as_secs_f32());
         run.serial.lines().for_each(|line| println!("    {line}"));
         if let Err(reason) = judge(&run, &case.expected) {
@@ -78,8 +97,12 @@ fn judge(run: &Run, expected: &Verdict) -> Result<(), String> {
     if status.code() != Some(expected.status) {
         return Err(format!("{status}, expected exit status {}", expected.status));
     }
-    if run.serial.lines().last() != Some(expected.line) {
+    let mut lines = run.serial.lines().rev();
+    if lines.next() != Some(expected.line) {
         return Err(format!("the last line is not \"{}\"", expected.line));
+    }
+    if lines.next() != Some(expected.reason) {
+        return Err(format!("the line before the last is not \"{}\"", expected.reason));
     }
     Ok(())
 }

@@ -16,11 +16,11 @@ pub(crate) struct Run {
     pub(crate) messages: String,
 }
 
-/// Boots `kernel` on a q35 machine with the `edu` device and `devices`, for at most `limit`.
-pub(crate) fn boot_x86_64(kernel: &Path, devices: &[&str], limit: Duration) -> Result<Run, String> {
+/// Boots `kernel` on QEMU's `machine` with the `edu` device and `devices`, for at most `limit`.
+pub(crate) fn boot_x86_64(kernel: &Path, machine: &str, devices: &[&str], limit: Duration) -> Result<Run, String> {
     let qemu = std::env::var_os("QEMU_X86_64").unwrap_or_else(|| "qemu-system-x86_64".into());
     let mut command = Command::new(&qemu);
-    command.args(["-machine", "q35", "-accel", "tcg", "-cpu", "qemu64", "-m", "256"]);
+    command.args(["-machine", machine, "-accel", "tcg", "-cpu", "qemu64", "-m", "256"]);
     command.args(["-display", "none", "-nodefaults", "-no-reboot", "-monitor", "none", "-serial", "stdio"]);
     for device in devices {
         command.args(["-device", device]);

@@ -15,6 +15,8 @@ use crate::{interrupts, println};
 /// Where tasks and the interrupt handler find it. Readers do not keep each other out; it is written
 /// with interrupts disabled, lest the handler waits for the task that it has interrupted.
 static IOMMU: RwLock<Option<Iommu<Kernel>>> = RwLock::new(None);
+// What grows with the machine lies in frames.
+const _: () = assert!(size_of_val(&IOMMU) <= 16 * 1024);
 
 /// Brings up every unit that the DMAR table names. When this returns, a device reaches nothing but
 /// what is mapped for it.

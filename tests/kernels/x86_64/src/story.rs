@@ -39,7 +39,8 @@ pub fn tell(kernel: Kernel, dmar: &[u8], edu: &Edu) -> Result<(), Failure> {
     protection::start(kernel, dmar)?;
     println!("the IOMMU is on, {} frames are its own", kernel.frames_in_use() - frames_before);
     protection::with(|iommu| {
-        let device = iommu.find(edu.function().source_id()).ok_or(Failure::Missing("an IOMMU for the device"))?;
+        let device = iommu.find(edu.function().source_id()).filter(|device| device.unit().is_ok());
+        let device = device.ok_or(Failure::Missing("an IOMMU for the device"))?;
         Protected { kernel, edu, pages: &pages, iommu, device: &device }.tell()
     })?;
 
