@@ -202,6 +202,8 @@ reasons! {
     NoSpaceReason {
         /// Domain ids of a unit.
         DomainIds => "domain ids",
+        /// Pages for doorbells of interrupt controllers.
+        Doorbells => "pages for interrupt doorbells",
         /// PASIDs.
         Pasids => "PASIDs",
         /// Slots of a slab.

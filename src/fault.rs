@@ -129,6 +129,38 @@ pub struct LostFaults {
     pub full: u64,
     /// Their source faulted too often.
     pub muted: u64,
+    /// How often a unit had no room to record a fault; each time an unknown number was lost.
+    pub overflows: u64,
+}
+
+/// Whether a unit still holds faults after it was asked for them.
+///
+/// ```
+/// use iommu::FaultsLeft;
+/// assert_eq!(FaultsLeft::None.max(FaultsLeft::Some), FaultsLeft::Some);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum FaultsLeft {
+    /// It holds none: the next one raises its interrupt.
+    #[default]
+    None,
+    /// They come faster than they are taken. No interrupt announces them: ask again soon, for
+    /// instance from a timer, and meanwhile the device is as good as muted.
+    Some,
+}
+
+/// What a unit says after it was asked for its faults.
+///
+/// ```
+/// use iommu::{DrainedFaults, FaultsLeft};
+/// assert_eq!(DrainedFaults::default(), DrainedFaults { left: FaultsLeft::None, overflows: 0 });
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DrainedFaults {
+    /// Whether there are more.
+    pub left: FaultsLeft,
+    /// How often it had no room to record one.
+    pub overflows: u64,
 }
 
 /// A bounded log of faults. Full, it counts what it loses; a source that storms is muted for the
@@ -170,6 +202,14 @@ impl FaultLog {
             false
         } else {
             true
+        }
+    }
+
+    /// Counts faults that a unit could not even record. Any context.
+    pub fn add_overflows<P: Platform>(&self, platform: &P, overflows: u64) {
+        if overflows > 0 {
+            let mut state = self.state.lock(platform);
+            state.lost.overflows = state.lost.overflows.saturating_add(overflows);
         }
     }
 

@@ -116,8 +116,8 @@ pub use error::{
     ParseErrorKind, Result, UnsupportedReason, WaitReason,
 };
 pub use fault::{
-    Access, FAULT_LOG_RECORDS, FAULT_WATCHED_SOURCES, FAULT_WINDOW, FAULTS_PER_WINDOW, FaultKind, FaultLog,
-    FaultRecord, LostFaults,
+    Access, DrainedFaults, FAULT_LOG_RECORDS, FAULT_WATCHED_SOURCES, FAULT_WINDOW, FAULTS_PER_WINDOW, FaultKind,
+    FaultLog, FaultRecord, FaultsLeft, LostFaults,
 };
 pub use group::{Group, Owner};
 pub use id::{Pasid, PciAddress, SourceId};

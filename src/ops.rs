@@ -12,7 +12,7 @@ use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::device::DeviceInfo;
 use crate::domain::{Domain, DomainKind};
 use crate::error::{Error, Result, UnsupportedReason};
-use crate::fault::FaultRecord;
+use crate::fault::{DrainedFaults, FaultRecord};
 use crate::frames::Ref;
 use crate::id::SourceId;
 use crate::iotlb::{Flush, Invalidation, Ticket};
@@ -226,7 +226,7 @@ pub struct Msi {
 /// use iommu::pgtable::{Config, PageTable, SecondStage};
 /// # use iommu::pgtable::{PageSizes, WalkerCoherency};
 /// # use iommu::platform::{Arena, Frame};
-/// # use iommu::{Error, FaultRecord, IncompatibleReason, Iommu, Iova, IovaRange, NoSpaceReason, PhysAddr, Policy, Prot};
+/// # use iommu::{DrainedFaults, Error, FaultRecord, IncompatibleReason, Iommu, Iova, IovaRange, NoSpaceReason, PhysAddr, Policy, Prot};
 /// # use iommu::{ReservedRegions, Result, SourceId, Window, Windows};
 /// # type Kernel = &'static Arena;
 /// type Paging = PagingDomain<SecondStage, Kernel>;
@@ -307,7 +307,7 @@ pub struct Msi {
 /// #   fn shutdown(&self) -> Result<()> { Ok(()) }
 /// #   fn suspend(&self) -> Result<()> { Ok(()) }
 /// #   fn resume(&self) -> Result<()> { Ok(()) }
-/// #   fn drain_faults(&self, _: &mut dyn FnMut(FaultRecord)) {}
+/// #   fn drain_faults(&self, _: &mut dyn FnMut(FaultRecord)) -> DrainedFaults { DrainedFaults::default() }
 /// }
 /// # const SIZES: PageSizes = PageSizes::from_bits(1 << 12 | 1 << 21 | 1 << 30);
 ///
@@ -426,7 +426,7 @@ pub trait IommuOps: Any + Send + Sync {
     fn resume(&self) -> Result<()>;
 
     /// Gives every fault recorded since the last call. Any.
-    fn drain_faults(&self, visit: &mut dyn FnMut(FaultRecord));
+    fn drain_faults(&self, visit: &mut dyn FnMut(FaultRecord)) -> DrainedFaults;
 
     /// Says how the unit shall raise its interrupt of this kind. Any.
     ///
@@ -470,15 +470,16 @@ pub trait DomainOps: Any + Send + Sync {
         Err(NOT_PAGING)
     }
 
-    /// Maps a direct region one to one, which lies outside of every window.
+    /// Maps in a reserved region, which lies outside of every window: firmware's memory one to one,
+    /// or the doorbell of an interrupt controller.
     ///
     /// # Errors
-    /// As [`Domain::map`].
+    /// As [`Domain::map`], but for the window.
     ///
     /// # Safety
-    /// Firmware reserved `range` for the domain's devices. Otherwise as [`Domain::map`].
-    unsafe fn map_direct(&self, range: IovaRange, prot: Prot) -> Result<()> {
-        let _ = (range, prot);
+    /// As [`Domain::map`].
+    unsafe fn map_reserved(&self, range: IovaRange, phys: PhysAddr, prot: Prot) -> Result<()> {
+        let _ = (range, phys, prot);
         Err(NOT_PAGING)
     }
 

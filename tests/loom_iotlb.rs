@@ -16,8 +16,8 @@ use iommu::pci::PciConfig;
 use iommu::pgtable::{Config, Format, LiveSplit, PageSizes, PageTable, WalkerCoherency};
 use iommu::platform::{Hosted, Instant, NoRegisters, Platform};
 use iommu::{
-    Error, FaultRecord, Iova, IovaRange, NoSpaceReason, PhysAddr, Prot, ReservedRegions, Result, SourceId,
-    UnsupportedReason, Window, Windows,
+    DrainedFaults, Error, FaultRecord, Iova, IovaRange, NoSpaceReason, PhysAddr, Prot, ReservedRegions, Result,
+    SourceId, UnsupportedReason, Window, Windows,
 };
 use loom::cell::UnsafeCell;
 use loom::sync::{Arc, Mutex};
@@ -205,7 +205,9 @@ impl IommuOps for Hardware {
     fn resume(&self) -> Result<()> {
         Ok(())
     }
-    fn drain_faults(&self, _: &mut dyn FnMut(FaultRecord)) {}
+    fn drain_faults(&self, _: &mut dyn FnMut(FaultRecord)) -> DrainedFaults {
+        DrainedFaults::default()
+    }
 }
 
 fn page() -> IovaRange {

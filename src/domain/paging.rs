@@ -201,8 +201,7 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
         unsafe { self.map_anywhere(range, phys, prot, sizes) }
     }
 
-    unsafe fn map_direct(&self, range: IovaRange, prot: Prot) -> Result<()> {
-        let phys = PhysAddr::new(range.start().as_u64());
+    unsafe fn map_reserved(&self, range: IovaRange, phys: PhysAddr, prot: Prot) -> Result<()> {
         // SAFETY: passed on to the caller.
         unsafe { self.map_anywhere(range, phys, prot, PageSizes::ALL) }
     }

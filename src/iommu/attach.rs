@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 use super::{BootPolicy, Iommu};
-use crate::addr::{Iova, IovaRange};
+use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::device::{Device, DeviceIommu, MAX_SOURCES, Trust};
 use crate::domain::{Domain, DomainKind};
 use crate::error::{BusyReason, Error, IncompatibleReason, InvalidReason, Result, WaitReason};
@@ -357,7 +357,7 @@ fn map_direct_region(domain: &Domain, region: ReservedRegion) -> Result<()> {
         let hole = IovaRange::new(from, hole_last)?;
         // SAFETY: firmware reserved this memory for the device; nobody else maps in a direct region,
         // which is outside every window, but another attach that maps the same.
-        match unsafe { domain.ops().map_direct(hole, region.prot) } {
+        match unsafe { domain.ops().map_reserved(hole, PhysAddr::new(from.as_u64()), region.prot) } {
             Ok(()) => next = hole.last().checked_add(1),
             // Another attach was faster: look again.
             Err(Error::Exists { .. }) if retries < DIRECT_RETRIES => retries += 1,

@@ -1,6 +1,7 @@
 //! The core: units, devices, groups and their domains.
 
 mod attach;
+mod msi;
 mod owner;
 mod probe;
 
@@ -9,7 +10,7 @@ use core::fmt;
 use crate::device::{Device, DeviceSlot};
 use crate::domain::{Domain, DomainKind, FixedDomain};
 use crate::error::{Error, Result};
-use crate::fault::{FaultLog, FaultRecord, LostFaults};
+use crate::fault::{FaultLog, FaultRecord, FaultsLeft, LostFaults};
 use crate::frames::{RadixMap, Ref, Registry, Slab};
 use crate::group::{Group, GroupSlot};
 use crate::id::SourceId;
@@ -272,12 +273,13 @@ impl<P: Platform> Iommu<P> {
         self.on_all_units(|unit| unit.set_interrupt(InterruptKind::Fault, msi))
     }
 
-    /// Handles an interrupt of this kind: faults move into the log. Also the way to poll for faults.
-    /// Any context.
-    pub fn handle_interrupt(&self, kind: InterruptKind) {
+    /// Handles an interrupt of this kind: faults move into the log. Also the way to poll for faults,
+    /// and to be called again soon when it says that there are [more](FaultsLeft::Some). Any context.
+    pub fn handle_interrupt(&self, kind: InterruptKind) -> FaultsLeft {
+        let mut left = FaultsLeft::None;
         if kind == InterruptKind::Fault {
             for unit in self.units.iter() {
-                unit.drain_faults(&mut |record| {
+                let drained = unit.drain_faults(&mut |record| {
                     let kept = self.faults.push(&self.platform, record);
                     #[cfg(feature = "log")]
                     if kept {
@@ -286,8 +288,11 @@ impl<P: Platform> Iommu<P> {
                     #[cfg(not(feature = "log"))]
                     let _ = kept;
                 });
+                self.faults.add_overflows(&self.platform, drained.overflows);
+                left = left.max(drained.left);
             }
         }
+        left
     }
 
     /// Takes the oldest fault out of the log. Any context.

@@ -237,8 +237,8 @@ impl<P: Platform> Drop for Probing<'_, P> {
 fn windows_without(mut windows: Windows, regions: &ReservedRegions) -> Result<Windows> {
     for region in regions.iter() {
         match region.kind {
-            RegionKind::Direct | RegionKind::Reserved | RegionKind::Msi => windows.exclude(region.range)?,
-            RegionKind::DirectRelaxable | RegionKind::SoftwareMsi => {}
+            RegionKind::DirectRelaxable => {}
+            _ => windows.exclude(region.range)?,
         }
     }
     Ok(windows)

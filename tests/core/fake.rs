@@ -14,8 +14,8 @@ use iommu::ops::{
 use iommu::pci::PciConfig;
 use iommu::pgtable::{Config, PageSizes, PageTable, SecondStage, WalkerCoherency};
 use iommu::{
-    Error, FaultRecord, IncompatibleReason, InvalidationReason, Iova, IovaRange, NoSpaceReason, PhysAddr, Prot,
-    ReservedRegion, ReservedRegions, Result, SourceId, Window, Windows,
+    DrainedFaults, Error, FaultRecord, FaultsLeft, IncompatibleReason, InvalidationReason, Iova, IovaRange,
+    NoSpaceReason, PhysAddr, Prot, ReservedRegion, ReservedRegions, Result, SourceId, Window, Windows,
 };
 
 use crate::platform::Frames;
@@ -43,6 +43,8 @@ pub(crate) struct State {
     pub(crate) dead: bool,
     pub(crate) log: Vec<Event>,
     pub(crate) faults: Vec<FaultRecord>,
+    /// Faults that there was no room for.
+    pub(crate) overflows: u64,
     pub(crate) enabled: bool,
     pub(crate) interrupt: Option<(InterruptKind, Msi)>,
     /// Runs inside the next attach.
@@ -135,6 +137,7 @@ impl FakeUnit {
                 dead: false,
                 log: vec![],
                 faults: vec![],
+                overflows: 0,
                 enabled: false,
                 interrupt: None,
                 during_attach: None,
@@ -410,9 +413,15 @@ impl IommuOps for FakeUnit {
         Ok(())
     }
 
-    fn drain_faults(&self, visit: &mut dyn FnMut(FaultRecord)) {
-        let faults = std::mem::take(&mut self.state().faults);
+    fn drain_faults(&self, visit: &mut dyn FnMut(FaultRecord)) -> DrainedFaults {
+        let (faults, overflows) = {
+            let mut state = self.state();
+            (std::mem::take(&mut state.faults), std::mem::take(&mut state.overflows))
+        };
+        // A storm: it has recorded more meanwhile.
+        let left = if overflows > 0 { FaultsLeft::Some } else { FaultsLeft::None };
         faults.into_iter().for_each(visit);
+        DrainedFaults { left, overflows }
     }
 
     fn set_interrupt(&self, kind: InterruptKind, msi: Msi) -> Result<()> {

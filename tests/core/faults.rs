@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use iommu::ops::{InterruptKind, IommuOps, Msi};
 use iommu::{
-    Access, FAULT_LOG_RECORDS, FAULT_WINDOW, FAULTS_PER_WINDOW, FaultKind, FaultRecord, Iova, LostFaults, PhysAddr,
+    Access, FAULT_LOG_RECORDS, FAULT_WINDOW, FAULTS_PER_WINDOW, FaultKind, FaultRecord, FaultsLeft, Iova, LostFaults,
+    PhysAddr,
 };
 
 use crate::world::{World, source};
@@ -43,6 +44,15 @@ fn faults_of_all_units_come_in_order() {
 }
 
 #[test]
+fn what_a_unit_could_not_record_is_counted_and_asked_for_again() {
+    let world = World::new(2);
+    world.units[1].state().overflows = 3;
+    assert_eq!(world.iommu.handle_interrupt(InterruptKind::Fault), FaultsLeft::Some);
+    assert_eq!(world.iommu.handle_interrupt(InterruptKind::Fault), FaultsLeft::None);
+    assert_eq!(world.iommu.lost_faults(), LostFaults { overflows: 3, ..LostFaults::default() });
+}
+
+#[test]
 fn a_storm_is_muted_until_its_window_ends() {
     let world = World::new(1);
     raise(&world, (0..1000).map(|index| fault(1, index << 12)));
@@ -50,7 +60,10 @@ fn a_storm_is_muted_until_its_window_ends() {
     let taken: Vec<_> = std::iter::from_fn(|| world.iommu.next_fault()).collect();
     assert_eq!(taken.len(), FAULTS_PER_WINDOW as usize + 1);
     assert_eq!(taken.last(), Some(&fault(2, 0)));
-    assert_eq!(world.iommu.lost_faults(), LostFaults { full: 0, muted: 1000 - u64::from(FAULTS_PER_WINDOW) });
+    assert_eq!(
+        world.iommu.lost_faults(),
+        LostFaults { muted: 1000 - u64::from(FAULTS_PER_WINDOW), ..LostFaults::default() }
+    );
     world.frames.advance(FAULT_WINDOW - Duration::from_millis(100));
     raise(&world, [fault(1, 0)]);
     assert_eq!(world.iommu.next_fault(), None);
@@ -63,7 +76,7 @@ fn a_storm_is_muted_until_its_window_ends() {
 fn a_full_log_counts_what_it_loses_and_keeps_the_oldest() {
     let world = World::new(1);
     raise(&world, (0..FAULT_LOG_RECORDS as u32 + 9).map(|id| fault(id, 0)));
-    assert_eq!(world.iommu.lost_faults(), LostFaults { full: 9, muted: 0 });
+    assert_eq!(world.iommu.lost_faults(), LostFaults { full: 9, ..LostFaults::default() });
     assert_eq!(world.iommu.next_fault(), Some(fault(0, 0)));
     raise(&world, [fault(99, 0)]);
     let rest: Vec<_> = std::iter::from_fn(|| world.iommu.next_fault()).collect();

@@ -15,6 +15,7 @@ mod faults;
 mod flush;
 mod limits;
 mod memory;
+mod msi;
 mod owner;
 mod platform;
 mod rollback;

@@ -13,7 +13,7 @@ use crate::arch::vtd::layout::{self, DomainId, Ecap};
 use crate::device::{DeviceId, DeviceInfo};
 use crate::domain::{Domain, DomainKind};
 use crate::error::{Error, Result, UnsupportedReason};
-use crate::fault::{Access, FaultKind, FaultRecord};
+use crate::fault::{Access, DrainedFaults, FaultKind, FaultRecord, FaultsLeft};
 use crate::frames::Ref;
 use crate::id::SourceId;
 use crate::iotlb::{Invalidation, Ticket};
@@ -156,10 +156,14 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         Ok(())
     }
 
-    fn drain_faults(&self, visit: &mut dyn FnMut(FaultRecord)) {
+    fn drain_faults(&self, visit: &mut dyn FnMut(FaultRecord)) -> DrainedFaults {
         let drained = self.faults.drain(&self.registers, &mut |record| visit(self.vendor_neutral(record)));
         if drained.queue {
             self.queue.recover(&self.registers);
+        }
+        DrainedFaults {
+            left: if drained.pending { FaultsLeft::Some } else { FaultsLeft::None },
+            overflows: u64::from(drained.lost),
         }
     }
 

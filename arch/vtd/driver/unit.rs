@@ -418,5 +418,5 @@ fn map_direct<P: Platform>(domain: &VtdDomain<P>, range: PhysRange) -> Result<()
     let iova = IovaRange::new(Iova::new(range.start().as_u64()), Iova::new(range.last().as_u64()))?;
     // SAFETY: an identity domain lends all of RAM on purpose; the caller of attach chose it. No
     // device uses the domain yet, and no other processor has it.
-    unsafe { domain.map_direct(iova, Prot::RW) }
+    unsafe { domain.map_reserved(iova, range.start(), Prot::RW) }
 }
