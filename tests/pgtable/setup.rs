@@ -1,5 +1,7 @@
 //! A page table with its oracle, and what a walker sees.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use iommu::pgtable::{Config, Format, MapError, PageSizes, PageTable, Run, TableList, WalkerCoherency};
 use iommu::{Error, Iova, IovaRange, PhysAddr, Prot};
 
@@ -133,6 +135,23 @@ impl<F: Format> Setup<F> {
                 self.check_table(format.table_phys(cache), level - 1, 1 << F::INDEX_BITS);
             }
         }
+    }
+
+    /// The entry that translates `iova`, as hardware finds it.
+    pub(crate) fn entry(&self, iova: u64) -> &AtomicU64 {
+        let (format, mut table) = (self.table.format(), self.table.root().as_u64());
+        for level in (0..self.table.levels()).rev() {
+            let shift = u32::from(F::GRANULE_LOG2) + u32::from(level) * u32::from(F::INDEX_BITS);
+            let index = (iova - self.start()) >> shift & ((1 << F::INDEX_BITS) - 1);
+            // SAFETY: a word of a table that is in use; all that touch it use atomics.
+            let entry = unsafe { AtomicU64::from_ptr((table + index * 8) as *mut u64) };
+            let found = entry.load(Ordering::Acquire);
+            if level == 0 || format.is_leaf(level, found) {
+                return entry;
+            }
+            table = format.table_phys(found);
+        }
+        unreachable!("level 0 holds leaves only")
     }
 
     /// Drops the table and checks that every frame came back.

@@ -1,6 +1,8 @@
 //! The tests, generic over the format. `suite!` makes a module of them for one format.
 
-use iommu::pgtable::{Format, LiveSplit, MapError, PageSize, PageSizes, TableList, WalkerCoherency};
+use std::sync::atomic::Ordering;
+
+use iommu::pgtable::{AccessedDirty, Format, LiveSplit, MapError, PageSize, PageSizes, TableList, WalkerCoherency};
 use iommu::{Error, InvalidReason, Iova, PhysAddr, Prot, UnsupportedReason};
 
 use crate::random::Random;
@@ -25,6 +27,7 @@ macro_rules! suite {
                 covered_tables_leave_unread
                 partial_pages_are_cut
                 permissions_change
+                hardware_bits_survive
                 readers_park_tables
                 random_operations
                 every_allocation_fails_once
@@ -375,6 +378,36 @@ pub(crate) fn permissions_change<F: Format>(format: F, levels: u8, walker: Walke
     assert_eq!(setup.protect(all, Prot::READ), Err(hole));
     setup.check();
     assert_eq!(setup.runs()[0].prot, Prot::READ);
+    setup.finish();
+}
+
+/// What hardware has set in a leaf is there after a change of permissions and after a cut, in every
+/// part; a new mapping begins without it.
+pub(crate) fn hardware_bits_survive<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    if format.accessed_dirty() == AccessedDirty::Unused {
+        return;
+    }
+    let mut setup = Setup::new(format, levels, walker);
+    let granule = setup.granule();
+    let size = setup.table.page_sizes().largest().unwrap().bytes();
+    let page = range(setup.start(), size);
+    setup.map(page, PHYS, Prot::RW).unwrap();
+    let bits = |setup: &Setup<F>, at: u64| setup.entry(at).load(Ordering::Acquire) & F::ACCESSED_DIRTY;
+    assert_eq!(bits(&setup, setup.start()), 0);
+    setup.entry(setup.start()).fetch_or(F::ACCESSED_DIRTY, Ordering::AcqRel);
+    // SAFETY: no device uses the table.
+    unsafe { setup.table.protect(page, Prot::READ).unwrap() };
+    setup.model.protect(page, Prot::READ).unwrap();
+    assert_eq!(bits(&setup, setup.start()), F::ACCESSED_DIRTY);
+    let middle = range(setup.start() + granule, size - 2 * granule);
+    // SAFETY: no device uses the table.
+    unsafe { setup.table.cut(middle).unwrap() };
+    setup.model.cut(middle, setup.table.page_sizes());
+    for at in [0, granule, size / 2, size - granule] {
+        assert_eq!(bits(&setup, setup.start() + at), F::ACCESSED_DIRTY);
+    }
+    assert_eq!(setup.runs(), setup.model.runs());
+    setup.unmap(page).unwrap();
     setup.finish();
 }
 
