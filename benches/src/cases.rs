@@ -7,6 +7,7 @@ use crate::contenders::Contender;
 
 pub(crate) struct Case {
     pub(crate) name: &'static str,
+    /// How many undisturbed samples are wanted of each contender.
     pub(crate) rounds: usize,
     /// What is measured and its unit, one for each number that `run` gives.
     pub(crate) figures: &'static [(&'static str, &'static str)],
@@ -20,28 +21,28 @@ const IOVA: u64 = 5 << 39 | 3 << 30;
 const PHYS: u64 = 1 << 40;
 
 pub(crate) const CASES: &[Case] = &[
-    Case { name: "a", rounds: 400, figures: &[("4K map + unmap, one IOVA", "ns")], run: one_page },
+    Case { name: "a", rounds: 200, figures: &[("4K map + unmap, one IOVA", "ns")], run: one_page },
     Case {
         name: "a2",
-        rounds: 400,
+        rounds: 200,
         figures: &[("4K a call, one leaf table, map", "ns"), ("unmap", "ns")],
         run: |contender| calls(contender, &sequence(K4, 511), K4, K4, 16),
     },
     Case {
         name: "b",
-        rounds: 400,
+        rounds: 200,
         figures: &[("64 x 4K a call, 8 leaf tables, map", "ns"), ("unmap", "ns")],
         run: |contender| calls(contender, &sequence(64 * K4, 64), 64 * K4, K4, 16),
     },
     Case {
         name: "c",
-        rounds: 400,
+        rounds: 200,
         figures: &[("one 2M block, map", "ns"), ("unmap", "ns")],
         run: |contender| calls(contender, &sequence(M2, 511), M2, M2, 16),
     },
     Case {
         name: "d1",
-        rounds: 60,
+        rounds: 30,
         figures: &[("1 GiB of 4K, 1 MiB a call, map a page", "ns"), ("unmap a page", "ns")],
         run: |contender| {
             calls(contender, &sequence(256 * K4, 1024), 256 * K4, K4, 1).iter().map(|time| time / 256.0).collect()
@@ -49,31 +50,31 @@ pub(crate) const CASES: &[Case] = &[
     },
     Case {
         name: "d2",
-        rounds: 60,
+        rounds: 30,
         figures: &[("1 GiB of 4K in one call, map a page", "ns"), ("unmap it all, tables freed", "us")],
         run: whole_gigabyte,
     },
     Case {
         name: "e",
-        rounds: 400,
+        rounds: 200,
         figures: &[("one 1G block, map", "ns"), ("unmap", "ns")],
         run: |contender| calls(contender, &sequence(G1, 256), G1, G1, 16),
     },
     Case {
         name: "f",
-        rounds: 25,
+        rounds: 12,
         figures: &[("4K at random over 64 GiB, 65,536 pages, map", "ns"), ("unmap", "ns")],
         run: |contender| calls(contender, &random(65_536), K4, K4, 1),
     },
     Case {
         name: "f2",
-        rounds: 60,
+        rounds: 30,
         figures: &[("the same, 2,048 pages, map", "ns"), ("unmap", "ns")],
         run: |contender| calls(contender, &random(2_048), K4, K4, 8),
     },
     Case {
         name: "g",
-        rounds: 25,
+        rounds: 12,
         figures: &[("iova_to_phys, hot", "ns"), ("iova_to_phys, random over 64 GiB", "ns")],
         run: translations,
     },

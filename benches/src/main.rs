@@ -14,26 +14,36 @@ mod sample;
 
 use cases::CASES;
 use contenders::CONTENDERS;
-use sample::Samples;
+use sample::{Quiet, Samples};
+
+/// How many times the wanted number of samples is taken at the most.
+const PATIENCE: usize = 12;
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     contenders::check();
-    println!("{:<44}{}", "", CONTENDERS.map(|(name, _)| format!("{name:>26}")).concat());
+    let quiet = Quiet::calibrate();
+    println!("{:<48}{}", "", CONTENDERS.map(|(name, _)| format!("{name:>26}")).concat());
     for case in CASES.iter().filter(|case| wanted.is_empty() || wanted.iter().any(|name| name == case.name)) {
-        let mut samples: Vec<Samples> = CONTENDERS.iter().map(|_| Samples::new(case.figures.len())).collect();
-        for _ in 0..case.rounds {
+        let mut samples: Vec<Samples> = CONTENDERS.iter().map(|_| Samples::new()).collect();
+        // Until each has enough samples that count, within reason.
+        for _ in 0..case.rounds * PATIENCE {
             for ((_, new), samples) in CONTENDERS.iter().zip(&mut samples) {
                 pool::reset();
                 let mut contender = new();
-                samples.take(|| (case.run)(&mut *contender));
+                samples.take(&quiet, || (case.run)(&mut *contender));
+            }
+            if samples.iter().all(|samples| samples.counted() >= case.rounds) {
+                break;
             }
         }
+        let disturbed = samples.iter().any(|samples| samples.counted() < case.rounds);
         for (index, (figure, unit)) in case.figures.iter().enumerate() {
             let values: Vec<f64> = samples.iter().map(|samples| samples.median(index)).collect();
             let columns: String =
                 values.iter().map(|value| format!("{value:>17.2} ({:>5.2}x)", value / values[0])).collect();
-            println!("{:<44}{columns}", format!("{}: {figure}, {unit}", case.name));
+            let note = if disturbed { " (disturbed)" } else { "" };
+            println!("{:<48}{columns}{note}", format!("{}: {figure}, {unit}", case.name));
         }
     }
 }

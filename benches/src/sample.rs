@@ -3,47 +3,60 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+/// What the reference pass takes when nothing disturbs it, in nanoseconds.
+pub(crate) struct Quiet(f64);
+
+impl Quiet {
+    /// Finds it out; takes some tenths of a second.
+    pub(crate) fn calibrate() -> Self {
+        Self((0..20_000).map(|_| reference_pass()).fold(f64::MAX, f64::min))
+    }
+}
+
 /// The samples of one contender in one case: several figures each.
 pub(crate) struct Samples {
-    /// Nanoseconds of the reference pass, and the figures measured right after it.
-    taken: Vec<(f64, Vec<f64>)>,
-    figures: usize,
+    quiet: Vec<Vec<f64>>,
+    disturbed: Vec<Vec<f64>>,
 }
 
 impl Samples {
-    pub(crate) fn new(figures: usize) -> Self {
-        Self { taken: Vec::new(), figures }
+    pub(crate) fn new() -> Self {
+        Self { quiet: Vec::new(), disturbed: Vec::new() }
     }
 
-    /// Takes one sample: the reference pass, then `run`.
-    pub(crate) fn take(&mut self, mut run: impl FnMut() -> Vec<f64>) {
-        let reference = reference_pass();
+    /// Takes one sample: it counts if the reference passes before and after it were undisturbed.
+    pub(crate) fn take(&mut self, quiet: &Quiet, run: impl FnOnce() -> Vec<f64>) {
+        let before = reference_pass();
         let figures = run();
-        assert_eq!(figures.len(), self.figures);
-        self.taken.push((reference, figures));
+        let undisturbed = before.max(reference_pass()) <= quiet.0 * 1.1;
+        if undisturbed { self.quiet.push(figures) } else { self.disturbed.push(figures) }
     }
 
-    /// The median of a figure over the undisturbed samples.
+    /// How many samples count.
+    pub(crate) fn counted(&self) -> usize {
+        self.quiet.len()
+    }
+
+    /// The median of a figure; over the disturbed samples too where hardly any was undisturbed.
     pub(crate) fn median(&self, figure: usize) -> f64 {
-        let best = self.taken.iter().map(|(reference, _)| *reference).fold(f64::MAX, f64::min);
-        let mut quiet: Vec<f64> = self
-            .taken
-            .iter()
-            .filter(|(reference, _)| *reference <= best * 1.1)
-            .map(|(_, figures)| figures[figure])
-            .collect();
-        quiet.sort_by(f64::total_cmp);
-        quiet[quiet.len() / 2]
+        let few = self.quiet.len() < 3;
+        let samples = self.quiet.iter().chain(self.disturbed.iter().filter(|_| few));
+        let mut values: Vec<f64> = samples.map(|figures| figures[figure]).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
     }
 }
 
-/// A fixed piece of work that touches no memory.
+/// A fixed piece of work that keeps all of a processor's units busy, so that whoever shares the core
+/// shows; about six microseconds.
 fn reference_pass() -> f64 {
+    let mut words = black_box([0x9e37_79b9_7f4a_7c15u64; 32]);
     let start = Instant::now();
-    let mut value = black_box(0x9e37_79b9_7f4a_7c15u64);
-    for _ in 0..20_000 {
-        value = value.wrapping_mul(value | 1).rotate_left(17);
+    for turn in 0..400u64 {
+        for word in &mut words {
+            *word = word.rotate_left(7).wrapping_add(turn) ^ (*word >> 3);
+        }
+        black_box(&mut words);
     }
-    black_box(value);
     start.elapsed().as_nanos() as f64
 }
