@@ -201,7 +201,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             && (at | job.phys(at)) & low == 0
             && low & low.wrapping_add(1) == 0
             && job.sizes & low.wrapping_add(1) != 0
-            && let Some(Place { table, level, index }) = self.descend(at, low.wrapping_add(1).trailing_zeros())
+            && let Some(Place { table, level, index }) =
+                self.descend_from(self.top, at, low.wrapping_add(1).trailing_zeros())
             && self.write(table, level, 0, index, 1, job.phys(at), job) == 1
         {
             Written::All

@@ -288,7 +288,14 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// and visible. `to` is the shift of a level of this table.
     #[inline(always)]
     pub(super) fn descend(&self, at: u64, to: u32) -> Option<Place<'_>> {
-        let mut level = self.top;
+        // Four levels are what most units walk: a loop of known length is unrolled.
+        if self.top == 3 { self.descend_from(3, at, to) } else { self.descend_from(self.top, at, to) }
+    }
+
+    /// The same from the root's level `top` on.
+    #[inline(always)]
+    pub(super) fn descend_from(&self, top: u8, at: u64, to: u32) -> Option<Place<'_>> {
+        let mut level = top;
         let mut table = self.root_table();
         let mut shift = geometry::shift::<F>(level);
         let mut index = at >> shift;

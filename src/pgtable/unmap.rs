@@ -43,7 +43,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             && at & low == 0
             && low & low.wrapping_add(1) == 0
             && self.sizes & low.wrapping_add(1) != 0
-            && let Some(Place { table, level, index }) = self.descend(at, low.wrapping_add(1).trailing_zeros())
+            && let Some(Place { table, level, index }) =
+                self.descend_from(self.top, at, low.wrapping_add(1).trailing_zeros())
         {
             // An aligned power of two: one large page?
             let entry = table.entry(index);
