@@ -115,7 +115,7 @@ pub struct Iommu<P: Platform> {
     probing: Lock<bool>,
     blocked: Domain,
     identity: Domain,
-    faults: FaultLog,
+    faults: Ref<FaultLog>,
 }
 
 impl<P: Platform> Iommu<P> {
@@ -134,7 +134,7 @@ impl<P: Platform> Iommu<P> {
             probing: Lock::new(false),
             blocked: fixed_domain(&fixed, DomainKind::Blocked)?,
             identity: fixed_domain(&fixed, DomainKind::Identity)?,
-            faults: FaultLog::default(),
+            faults: fault_log(&platform)?,
             platform,
         })
     }
@@ -331,6 +331,13 @@ impl<P: Platform> fmt::Debug for Iommu<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Iommu").field("policy", &self.policy).finish_non_exhaustive()
     }
+}
+
+/// An empty log, in frames: an [`Iommu`] is moved to where the kernel keeps it, over the kernel's
+/// stack, and the records would be nine tenths of it.
+#[inline(never)]
+fn fault_log<P: Platform>(platform: &P) -> Result<Ref<FaultLog>> {
+    Slab::new(platform.clone())?.insert_with(|_| Ok(FaultLog::default()))
 }
 
 fn fixed_domain<P: Platform>(slab: &Slab<FixedDomain, P>, kind: DomainKind) -> Result<Domain> {
