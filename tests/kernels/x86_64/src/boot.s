@@ -77,5 +77,8 @@ pdpt:
     .skip 4096
 page_directories:
     .skip 4 * 4096
-    .skip 65536
+.global stack_bottom
+stack_bottom:
+    .skip 131072
+.global stack_top
 stack_top:

@@ -8,6 +8,20 @@ use core::panic::PanicInfo;
 use crate::console::{Outcome, exit};
 use crate::println;
 
+/// The bytes of stack that were used so far: those above the lowest that is not zero any more.
+pub fn stack_used() -> usize {
+    unsafe extern "C" {
+        /// The ends of the stack in `boot.s`.
+        static stack_bottom: u64;
+        static stack_top: u64;
+    }
+    let (bottom, top) = (&raw const stack_bottom, &raw const stack_top);
+    let words = (top as usize - bottom as usize) / size_of::<u64>();
+    // SAFETY: these are the words of the stack; volatile, for no variable of this program is read.
+    let untouched = (0..words).take_while(|&word| unsafe { bottom.add(word).read_volatile() } == 0);
+    (words - untouched.count()) * size_of::<u64>()
+}
+
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     println!("PANIC {info}");

@@ -9,6 +9,7 @@ use crate::edu::Edu;
 use crate::failure::{Failure, expect};
 use crate::page::Page;
 use crate::platform::Kernel;
+use crate::runtime::stack_used;
 use crate::{println, protection};
 
 /// Where the device sees the page that it may read, and the one that it may write.
@@ -50,6 +51,7 @@ pub fn tell(kernel: Kernel, dmar: &[u8], edu: &Edu) -> Result<(), Failure> {
     println!("after shutdown, the DMA went through");
 
     protection::stop(kernel);
+    println!("{} bytes of stack were used at the most", stack_used());
     expect(kernel.frames_in_use() == frames_before, "frames were lost")?;
     println!("every frame came back");
     Ok(())
