@@ -57,19 +57,30 @@ impl Flush {
         }
     }
 
+    /// Joins what the range touches, or lies nearest to it when there is no room, so that the ranges
+    /// stay apart and few.
     #[inline(never)]
-    fn add_anywhere(&mut self, range: IovaRange) {
-        if let Some(last) = self.ranges.last_mut()
-            && let Some(joined) = join_if_touching(*last, range)
+    fn add_anywhere(&mut self, mut range: IovaRange) {
+        while let Some((index, gap)) = self.nearest(range)
+            && (gap <= TOUCHING || self.ranges.is_full())
         {
-            *last = joined;
-            if self.ranges.len() > 1 {
-                // It may have grown up to another one.
-                self.settle(joined);
-            }
-            return;
+            range = join(self.ranges.swap_remove(index), range);
         }
-        self.add_apart(range);
+        // There is room: the list was not full, or one was taken out.
+        let _ = self.ranges.push(range);
+    }
+
+    /// The range that lies nearest, and the gap to it.
+    #[inline]
+    fn nearest(&self, range: IovaRange) -> Option<(usize, u64)> {
+        // Selected without a branch, for the branch could not be predicted.
+        let mut nearest = None;
+        let mut smallest = u64::MAX;
+        for (index, old) in self.ranges.iter().enumerate() {
+            let gap = gap(*old, range);
+            (nearest, smallest) = if gap < smallest { (Some(index), gap) } else { (nearest, smallest) };
+        }
+        nearest.map(|index| (index, smallest))
     }
 
     /// Takes over all of `other`, which is of the same domain.
@@ -79,32 +90,6 @@ impl Flush {
         }
         self.tables.append(platform, core::mem::take(&mut other.tables));
     }
-
-    /// Merges the last range, which is `joined`, with what it touches now.
-    fn settle(&mut self, joined: IovaRange) {
-        let (_, others) = self.ranges.split_last().unwrap_or((&joined, &[]));
-        if others.iter().any(|old| join_if_touching(*old, joined).is_some()) {
-            let _ = self.ranges.pop();
-            self.add_apart(joined);
-        }
-    }
-
-    fn add_apart(&mut self, mut range: IovaRange) {
-        // What the new range touches is swallowed, so that the ranges stay apart.
-        while let Some(index) = self.ranges.iter().position(|old| join_if_touching(*old, range).is_some()) {
-            range = join(self.ranges.swap_remove(index), range);
-        }
-        if self.ranges.is_full() {
-            let nearest = (0..self.ranges.len())
-                .min_by_key(|&index| self.ranges.get(index).map_or(u64::MAX, |old| gap(*old, range)));
-            if let Some(nearest) = nearest {
-                let joined = join(self.ranges.swap_remove(nearest), range);
-                return self.add_apart(joined);
-            }
-        }
-        // There is room: the list was not full, or one was taken out.
-        let _ = self.ranges.push(range);
-    }
 }
 
 #[inline]
@@ -113,18 +98,14 @@ fn join(a: IovaRange, b: IovaRange) -> IovaRange {
     IovaRange::new(start, last).unwrap_or(a)
 }
 
-/// Bytes that lie between two ranges which do not touch: what joining them invalidates in vain.
+/// A gap that is none: the ranges overlap, or one begins right behind the other.
+const TOUCHING: u64 = 1;
+
+/// From the last byte of the lower range to the first of the upper one; zero when they overlap.
+#[inline]
 fn gap(a: IovaRange, b: IovaRange) -> u64 {
     let between = |low: IovaRange, high: IovaRange| high.start().as_u64().saturating_sub(low.last().as_u64());
     between(a, b).max(between(b, a))
-}
-
-#[inline]
-fn join_if_touching(a: IovaRange, b: IovaRange) -> Option<IovaRange> {
-    let apart = |low: IovaRange, high: IovaRange| {
-        high.start() > low.last() && high.start().as_u64().wrapping_sub(low.last().as_u64()) > 1
-    };
-    if apart(a, b) || apart(b, a) { None } else { Some(join(a, b)) }
 }
 
 #[cfg(test)]

@@ -58,8 +58,7 @@ const CASES: [Case; 7] = [
 
 /// Builds the kernels and runs each case.
 pub(crate) fn run() -> Result<(), String> {
-    cargo(&folder(), &["build", "--release", "--locked", "--target", TARGET])?;
-    let kernel = target_dir().join(TARGET).join("release/kernel");
+    let kernel = build()?;
     let mut failed = Vec::new();
     for case in &CASES {
         let start = Instant::now();
@@ -78,6 +77,12 @@ pub(crate) fn run() -> Result<(), String> {
     } else {
         Err(format!("{} of {} runs did not go as they should: {}", failed.len(), CASES.len(), failed.join("; ")))
     }
+}
+
+/// Builds the kernels and gives the one for x86-64.
+pub(crate) fn build() -> Result<PathBuf, String> {
+    cargo(&folder(), &["build", "--release", "--locked", "--target", TARGET])?;
+    Ok(target_dir().join(TARGET).join("release/kernel"))
 }
 
 /// Checks the kernels' format and runs clippy on them.

@@ -1,5 +1,6 @@
 //! The project's own commands, run as `cargo xtask <command>`.
 
+mod bench;
 mod cargo;
 mod kernels;
 mod qemu;
@@ -10,6 +11,7 @@ const HELP: &str = "\
 Usage: cargo xtask <command>
 
   kernels        build the example kernels and run them in QEMU, in several configurations
+  bench [CASE..] measure the page tables against a floor, and the code that a kernel gets
   lint-kernels   check their format and run clippy on them
 
 QEMU_X86_64 in the environment names another qemu-system-x86_64.";
@@ -19,6 +21,7 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match arguments.as_slice() {
         ["kernels"] => kernels::run(),
+        ["bench", cases @ ..] => bench::run(cases),
         ["lint-kernels"] => kernels::lint(),
         [] | ["help" | "--help" | "-h"] => {
             println!("{HELP}");
