@@ -8,7 +8,7 @@ use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::error::{Error, InvalidReason, Result};
 use crate::iotlb::{Flush, Invalidation, Tags, Ticket};
 use crate::ops::{DomainOps, DomainSpec, MapFlush, Unit, UnitTraits};
-use crate::pgtable::{Format, MapError, PageSizes, PageTable, Run, TableList};
+use crate::pgtable::{Format, MapError, PageSizes, PageTable, Run, Short, TableList};
 use crate::platform::Platform;
 use crate::prot::Prot;
 use crate::sync::Lock;
@@ -25,8 +25,9 @@ pub struct PagingDomain<F: Format, P: Platform> {
     kind: DomainKind,
     traits: UnitTraits,
     windows: Windows,
-    /// The widest of the windows of a paging domain: nearly every range lies in it.
-    widest: Option<IovaRange>,
+    /// The widest of the windows, in which nearly every range lies: there the short ways are taken.
+    /// `None` when there is no short way.
+    usual: Option<IovaRange>,
     /// Leaked while a cache may still hold translations, see `drop`.
     table: ManuallyDrop<PageTable<F, P>>,
     tags: Tags<P>,
@@ -46,7 +47,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
             .max_by_key(|range| range.last().as_u64() - range.start().as_u64());
         Self {
             kind,
-            widest: widest.filter(|_| kind == DomainKind::Paging),
+            usual: widest.filter(|_| kind == DomainKind::Paging && spec.traits.map_flush == MapFlush::Never),
             traits: spec.traits,
             windows: spec.windows.clone(),
             table: ManuallyDrop::new(table),
@@ -94,12 +95,9 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
     }
 
     /// Checks that `range` lies in a window.
-    #[inline]
+    #[inline(always)]
     fn check(&self, range: IovaRange) -> Result<()> {
-        match self.widest {
-            Some(widest) if widest.covers(&range) => Ok(()),
-            _ => self.check_all(range),
-        }
+        if self.is_usual(range) { Ok(()) } else { self.check_all(range) }
     }
 
     #[inline(never)]
@@ -108,6 +106,39 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
             DomainKind::Paging => self.windows.check(range),
             DomainKind::Blocked | DomainKind::Identity => Err(Error::Invalid(InvalidReason::NotPaging)),
         }
+    }
+
+    /// Whether `range` lies in the widest window, and a map needs no invalidation.
+    #[inline(always)]
+    fn is_usual(&self, range: IovaRange) -> bool {
+        self.usual.is_some_and(|window| window.covers(&range))
+    }
+
+    /// A map that is not as usual.
+    ///
+    /// # Safety
+    /// As [`Domain::map`](super::Domain::map).
+    #[inline(never)]
+    unsafe fn map_any(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
+        self.check(range)?;
+        // SAFETY: passed on to the caller.
+        unsafe { self.map_anywhere(range, phys, prot, sizes) }
+    }
+
+    /// An unmap that is not as usual.
+    ///
+    /// # Safety
+    /// As [`Domain::unmap`](super::Domain::unmap).
+    #[inline(never)]
+    unsafe fn unmap_any(&self, range: IovaRange, flush: &mut Flush) -> Result<()> {
+        self.check(range)?;
+        // SAFETY: passed on to the caller.
+        let result = unsafe { self.table.unmap(range, &mut flush.tables) };
+        match result {
+            Ok(()) => flush.add(range),
+            Err(error) => add_below(range, error, flush),
+        }
+        result
     }
 
     /// Maps, windows or not.
@@ -195,10 +226,15 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
         self.table.page_sizes()
     }
 
+    #[inline]
     unsafe fn map(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
-        self.check(range)?;
         // SAFETY: passed on to the caller.
-        unsafe { self.map_anywhere(range, phys, prot, sizes) }
+        if self.is_usual(range) && unsafe { self.table.map_one(range, phys, prot, sizes) } == Short::Done {
+            self.platform.publish();
+            return Ok(());
+        }
+        // SAFETY: passed on to the caller.
+        unsafe { self.map_any(range, phys, prot, sizes) }
     }
 
     unsafe fn map_reserved(&self, range: IovaRange, phys: PhysAddr, prot: Prot) -> Result<()> {
@@ -206,15 +242,15 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
         unsafe { self.map_anywhere(range, phys, prot, PageSizes::ALL) }
     }
 
+    #[inline]
     unsafe fn unmap(&self, range: IovaRange, flush: &mut Flush) -> Result<()> {
-        self.check(range)?;
         // SAFETY: passed on to the caller.
-        let result = unsafe { self.table.unmap(range, &mut flush.tables) };
-        match result {
-            Ok(()) => flush.add(range),
-            Err(error) => add_below(range, error, flush),
+        if self.is_usual(range) && unsafe { self.table.unmap_one(range) } == Short::Done {
+            flush.add(range);
+            return Ok(());
         }
-        result
+        // SAFETY: passed on to the caller.
+        unsafe { self.unmap_any(range, flush) }
     }
 
     unsafe fn cut(&self, range: IovaRange, flush: &mut Flush) -> Result<()> {

@@ -61,6 +61,10 @@ impl Flush {
     /// stay apart and few.
     #[inline(never)]
     fn add_anywhere(&mut self, mut range: IovaRange) {
+        // Once ranges were joined for want of room, most of what follows lies inside.
+        if self.ranges.iter().fold(false, |covered, old| covered | old.covers(&range)) {
+            return;
+        }
         while let Some((index, gap)) = self.nearest(range)
             && (gap <= TOUCHING || self.ranges.is_full())
         {

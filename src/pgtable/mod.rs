@@ -39,6 +39,7 @@ mod page_size;
 mod protect;
 mod reader;
 mod reclaim;
+mod single;
 mod table;
 mod unmap;
 
@@ -48,4 +49,5 @@ pub use list::TableList;
 pub use map::MapError;
 pub use page_size::{PageSize, PageSizes};
 pub use reader::{Reader, Run, Runs};
+pub(crate) use single::Short;
 pub use table::{Config, PageTable, WalkerCoherency};
