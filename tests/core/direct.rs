@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use iommu::{Device, Domain, Error, IncompatibleReason, Prot, RegionKind};
+use iommu::{Device, Domain, Error, IncompatibleReason, PhysAddr, Prot, RegionKind};
 
 use crate::fake::Paging;
 use crate::world::{World, group, info, map, pages, range, source, unmap};
@@ -54,7 +54,7 @@ fn it_is_mapped_before_the_device_is_attached() {
     };
     world.unit().state().during_attach = Some(Box::new(look));
     world.iommu.attach_device(&domain, &device).unwrap();
-    assert_eq!(*seen.lock().unwrap(), Some(iommu::PhysAddr::new(DIRECT)));
+    assert_eq!(*seen.lock().unwrap(), Some(PhysAddr::new(DIRECT)));
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn a_mapping_that_lies_in_the_region_refuses_the_domain() {
         // Past the windows, as another device's direct region might have come in.
         let paging: &Paging = domain.ops().as_any().downcast_ref().unwrap();
         let mut stray = iommu::pgtable::TableList::new();
-        let (phys, sizes) = (iommu::PhysAddr::new(phys), iommu::pgtable::PageSizes::ALL);
+        let (phys, sizes) = (PhysAddr::new(phys), iommu::pgtable::PageSizes::ALL);
         // SAFETY: no device is real.
         unsafe { paging.table().map(pages(7, 1), phys, prot, sizes, &mut stray) }.unwrap();
         assert!(stray.is_empty());
@@ -118,6 +118,22 @@ fn a_mapping_that_lies_in_the_region_refuses_the_domain() {
         }
     }
     drop(relaxable);
+}
+
+#[test]
+fn what_is_missing_around_mappings_is_added() {
+    let world = World::new(1);
+    world.reserve(1, DIRECT, DIRECT + 0x4fff, RegionKind::Direct);
+    let device = world.device(1);
+    let domain = world.domain(&device);
+    for page in [8, 10] {
+        // SAFETY: no device is real.
+        unsafe { domain.ops().map_reserved(pages(page, 1), PhysAddr::new(page << 12), Prot::RW) }.unwrap();
+    }
+    world.iommu.attach_device(&domain, &device).unwrap();
+    for page in 7..=11 {
+        assert_eq!(world.write(1, page << 12), Some(page << 12));
+    }
 }
 
 #[test]
