@@ -1,0 +1,143 @@
+//! DMAR tables and configuration space, from a few good ones to any bytes.
+
+use iommu::PciAddress;
+use iommu::pci::PciConfig;
+
+use crate::input::Input;
+
+/// Functions that the fixed topology has, and one that it has not.
+pub const FUNCTIONS: [u16; 12] =
+    [0x0000, 0x0010, 0x0018, 0x0019, 0x00e0, 0x0100, 0x0101, 0x00f0, 0x0208, 0x0210, 0x0308, 0xfff8];
+
+/// Two units: one for 00:02.0, one for the rest; memory reserved for 00:03.0 and for what is below
+/// the root port.
+const STRUCTURES: [&[u8]; 5] = [
+    &[0, 0, 24, 0, 0, 0, 0, 0, 0, 0, 0xd9, 0xfe, 0, 0, 0, 0, 1, 8, 0, 0, 0, 0, 2, 0],
+    &[1, 0, 32, 0, 0, 0, 0, 0, 0, 0x40, 0, 0x7b, 0, 0, 0, 0, 0xff, 0x5f, 0, 0x7b, 0, 0, 0, 0, 1, 8, 0, 0, 0, 0, 3, 0],
+    &[1, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0x7c, 0, 0, 0, 0, 0xff, 0xff, 0x1f, 0x7c, 0, 0, 0, 0, 2, 8, 0, 0, 0, 0, 0x1c, 0],
+    &[0, 0, 16, 0, 1, 0, 0, 0, 0, 0x10, 0xd9, 0xfe, 0, 0, 0, 0],
+    &[4, 0, 20, 0, 0, 0, 0, 0, 1, 1, b'\\', b'_', b'S', b'B', b'.', b'I', b'2', b'C', b'0', 0],
+];
+
+/// A table with the structures of a mask, some bytes of it changed, or any bytes; length and checksum
+/// are right.
+pub fn dmar(input: &mut Input<'_>) -> Vec<u8> {
+    let mask = input.u8() ^ 0x0f;
+    let changes = input.below(4);
+    let mut table = vec![0; 48];
+    table[..4].copy_from_slice(b"DMAR");
+    (table[8], table[36]) = (1, 45);
+    for (index, structure) in STRUCTURES.iter().enumerate() {
+        if mask >> index & 1 != 0 {
+            table.extend_from_slice(structure);
+        }
+    }
+    if mask & 0x80 != 0 {
+        let count = usize::from(input.u8());
+        table.extend_from_slice(input.bytes(count));
+    }
+    for _ in 0..changes {
+        let at = usize::from(input.u16()) % table.len();
+        table[at] = input.u8();
+    }
+    let length = table.len() as u32;
+    table[4..8].copy_from_slice(&length.to_le_bytes());
+    table[9] = 0;
+    table[9] = table.iter().fold(0_u8, |sum, byte| sum.wrapping_sub(*byte));
+    table
+}
+
+/// Root complex endpoints, a root port with two functions below it, a bridge to a conventional bus,
+/// and a bridge below that; registers that the fuzzer has chosen on top.
+pub struct Pci {
+    changes: Vec<(u16, u16, u32)>,
+    noise: Option<u64>,
+}
+
+impl Pci {
+    pub fn new(input: &mut Input<'_>) -> Self {
+        let kind = input.u8();
+        let changes = (0..kind % 16).map(|_| {
+            let function = *input.pick(&FUNCTIONS).unwrap();
+            (function, input.u16() & 0xffc, input.u32())
+        });
+        let changes = changes.collect();
+        Self { changes, noise: (kind >= 0xf0).then(|| input.u64()) }
+    }
+}
+
+fn fixed(function: u16, offset: u16) -> u32 {
+    if !FUNCTIONS[..11].contains(&function) {
+        return u32::MAX;
+    }
+    let express = |kind: u32| match offset {
+        0x00 => 0x0001_8086,
+        0x04 => 0x0010_0000,
+        0x34 => 0x40,
+        0x40 => kind << 20 | 0x0002_0010,
+        _ => 0,
+    };
+    let bridge = |secondary: u32, subordinate: u32| match offset {
+        0x00 => 0x0002_8086,
+        0x08 => 0x0604_0000,
+        0x0c => 0x0001_0000,
+        0x18 => u32::from(function >> 8) | secondary << 8 | subordinate << 16,
+        _ => 0,
+    };
+    let endpoint = |layout: u32| match offset {
+        0x00 => 0x0003_8086,
+        0x0c => layout,
+        _ => 0,
+    };
+    match function {
+        // A root port with access control.
+        0x00e0 => match offset {
+            0x08 | 0x0c | 0x18 => bridge(1, 1),
+            0x100 => 0x0001_000d,
+            0x104 => 0x001d_001d,
+            _ => express(4),
+        },
+        // Two functions below it, with ATS, page requests and PASIDs.
+        0x0100 | 0x0101 => match offset {
+            0x0c => 0x0080_0000,
+            0x100 => 0x1101_000f,
+            0x110 => 0x1201_0013,
+            0x120 => 0x0001_001b,
+            0x124 => 0x1400,
+            _ => express(0),
+        },
+        0x00f0 => bridge(2, 3),
+        0x0210 => bridge(3, 3),
+        0x0018 | 0x0019 => endpoint(0x0080_0000),
+        _ => endpoint(0),
+    }
+}
+
+impl PciConfig for Pci {
+    fn read32(&self, function: PciAddress, offset: u16) -> u32 {
+        assert!(offset.is_multiple_of(4) && offset < 4096, "{offset:#x}");
+        crate::world::with(|world| world.step());
+        let id = function.requester_id();
+        if let Some((.., value)) = self.changes.iter().find(|(of, at, _)| *of == id && *at == offset) {
+            return *value;
+        }
+        match self.noise {
+            Some(seed) => {
+                let mixed = (seed ^ u64::from(id) << 16 ^ u64::from(offset)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                (mixed >> 24) as u32
+            }
+            None if function.segment() == 0 => fixed(id, offset),
+            None => u32::MAX,
+        }
+    }
+
+    fn write32(&self, _function: PciAddress, offset: u16, _value: u32) {
+        assert!(offset.is_multiple_of(4) && offset < 4096, "{offset:#x}");
+    }
+
+    fn quirk_aliases(&self, function: PciAddress, add: &mut dyn FnMut(u8)) {
+        if let Some(seed) = self.noise {
+            (0..seed % 40).for_each(|index| add((seed >> (index % 56)) as u8 ^ function.devfn()));
+        }
+    }
+}
