@@ -18,6 +18,14 @@ use crate::world::{self, Kernel, RAM};
 const MAX_OPERATIONS: usize = 160;
 const MAX_SPACES: usize = 6;
 
+/// Tells what happens, for whoever looks into a find: set `FUZZ_TRACE`.
+pub fn trace(what: std::fmt::Arguments<'_>) {
+    static IS_ON: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| std::env::var_os("FUZZ_TRACE").is_some());
+    if *IS_ON {
+        eprintln!("{what}");
+    }
+}
+
 struct State {
     iommu: Iommu<Kernel>,
     pci: Pci,
@@ -45,6 +53,8 @@ pub fn run(input: &mut Input<'_>) {
         });
     }
     let init = vtd::init(&iommu, &table);
+    trace(format_args!("{boot:?} {default_domain:?} {init:?}"));
+    world::with(|world| world.units.iter().for_each(|unit| trace(format_args!("{unit:?}"))));
     if let Err(error) = init {
         let _ = (error.to_string(), error.errno());
     }
@@ -68,7 +78,9 @@ pub fn run(input: &mut Input<'_>) {
 
 impl State {
     fn operate(&mut self, input: &mut Input<'_>) {
-        match input.u8() % 32 {
+        let operation = input.u8() % 32;
+        trace(format_args!("operation {operation}"));
+        match operation {
             0 => {
                 let trust = if input.u8() & 1 == 0 { Trust::Trusted } else { Trust::Untrusted };
                 let function = input.below(FUNCTIONS.len());
@@ -185,7 +197,9 @@ impl State {
 
     fn probe(&mut self, function: usize, trust: Trust) {
         let address = PciAddress::from_requester_id(0, FUNCTIONS[function]);
-        if let Ok(device) = self.iommu.probe_pci(&self.pci, address, trust) {
+        let probed = self.iommu.probe_pci(&self.pci, address, trust);
+        trace(format_args!("probe {address}: {:?}", probed.as_ref().err()));
+        if let Ok(device) = probed {
             let group = device.group().unwrap().clone();
             if !self.groups.contains(&group) {
                 self.groups.push(group);
@@ -248,7 +262,8 @@ impl State {
                         return;
                     }
                     let Some(unit) = world.units.iter_mut().find(|unit| unit.base == base) else { return };
-                    if !unit.is_translating() {
+                    // Before the driver has set a root table, what firmware left is in force.
+                    if !unit.is_translating() || unit.root.is_none() {
                         return;
                     }
                     for source in device.sources() {
@@ -288,7 +303,9 @@ impl State {
             if world.pristine {
                 assert_eq!(world.memory.frames_in_use(), 0, "frames are lost");
                 for unit in &world.units {
-                    assert!(!unit.is_translating() && !unit.is_queueing(), "a unit is still on");
+                    // What firmware left on stays on if the driver has not taken the unit over.
+                    assert!(unit.root.is_none() || !unit.is_translating(), "a unit still translates");
+                    assert!(unit.queue.is_none(), "a queue is still on");
                 }
             }
         });

@@ -1,5 +1,8 @@
 //! A VT-d unit in software: commands, the invalidation queue, fault records, and its lies.
 
+use std::fmt;
+
+use iommu::arch::vtd::driver::Capabilities;
 use iommu::arch::vtd::layout::Descriptor;
 use iommu::arch::vtd::layout::descriptors::{Request, WaitFlags};
 use iommu::arch::vtd::layout::registers::{FaultStatus, Global, PMEN_EPM, PMEN_PRS, offset};
@@ -102,6 +105,16 @@ pub struct Unit {
     pub trouble: Trouble,
 }
 
+impl fmt::Debug for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "unit at {:#x}, GSTS {:#x}: ", self.base, self.status)?;
+        match Capabilities::new(self.version, self.cap.bits(), self.ecap.bits()) {
+            Ok(capabilities) => fmt::Display::fmt(&capabilities, f),
+            Err(_) => f.write_str("none"),
+        }
+    }
+}
+
 /// Bits of GCMD that stay.
 const STICKY: u32 = Global::TE.bits() | Global::QIE.bits() | Global::IRE.bits() | Global::CFI.bits();
 
@@ -190,7 +203,7 @@ impl Unit {
                 offset::IQA => {
                     assert!(
                         !truthful || !self.is_queueing() || self.pending.is_some(),
-                        "IQA changes under a running queue"
+                        "the address of the queue changes while it runs"
                     );
                     set_half(&mut self.queue_register);
                 }
@@ -407,7 +420,9 @@ fn count_down(count: &mut Option<u32>) -> bool {
 /// unit may have.
 pub fn trouble(unit: &mut Unit, memory: &Memory, input: &mut Input<'_>) -> bool {
     let Unit { trouble, .. } = unit;
-    match input.below(18) {
+    let kind = input.below(18);
+    crate::kernel::trace(format_args!("trouble {kind}"));
+    match kind {
         0 => trouble.stall_after = Some(u32::from(input.u8())),
         1 => trouble.refuse_after = Some(u32::from(input.u8())),
         2 => (trouble.deaf_devices, trouble.prefetch) = (input.u16(), input.u8() % 8),
@@ -424,8 +439,7 @@ pub fn trouble(unit: &mut Unit, memory: &Memory, input: &mut Input<'_>) -> bool 
         9 => unit.raise(FaultStatus::ICE.bits()),
         10 => {
             *trouble = Trouble::default();
-            let (memory_of_queue, truthful) = (memory, false);
-            unit.run(memory_of_queue, truthful, u32::MAX);
+            unit.run(memory, false, u32::MAX);
         }
         // From here on it lies.
         11 => {
