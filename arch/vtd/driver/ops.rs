@@ -12,7 +12,7 @@ use crate::arch::vtd::layout::registers::TableMode;
 use crate::arch::vtd::layout::{self, DomainId, Ecap};
 use crate::device::{DeviceId, DeviceInfo};
 use crate::domain::{Domain, DomainKind};
-use crate::error::{Error, Result, UnsupportedReason};
+use crate::error::{BusyReason, Error, Result, UnsupportedReason};
 use crate::fault::{Access, DrainedFaults, FaultKind, FaultRecord, FaultsLeft};
 use crate::frames::Ref;
 use crate::id::SourceId;
@@ -123,15 +123,21 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
     }
 
     fn enable(&self) -> Result<()> {
+        // After a shutdown or a suspend the queue is off.
+        match self.queue.start(&self.registers) {
+            Ok(()) | Err(Error::Busy(BusyReason::InUse)) => {}
+            Err(error) => return Err(error),
+        }
+        self.unfence();
         // VT-d 11.4.5: the root table first; what was cached under the old one goes before the new
-        // one is relied on.
+        // one is relied on. Not by `flush`, which has nothing to do when the unit is off.
         self.registers.flush_write_buffer()?;
         self.registers.set_root_table(self.tables.root(), TableMode::Legacy)?;
-        self.flush(&[
-            Request::Context(ContextScope::Global),
-            Request::Iotlb(IotlbScope::Global, drain(self.capabilities())),
-        ])?;
+        let context = Request::Context(ContextScope::Global);
+        let iotlb = Request::Iotlb(IotlbScope::Global, drain(self.capabilities()));
+        self.fence_on_time_out(self.queue.run(&self.registers, &[context.encode(), iotlb.encode()]))?;
         self.registers.enable_translation()?;
+        self.release_quarantined();
         // Protected memory covered boot; from now on the tables protect.
         self.registers.disable_protected_memory()
     }
@@ -148,7 +154,6 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         self.queue.reset(&self.registers)?;
         self.faults.clear(&self.registers);
         self.enable()?;
-        self.unfence();
         let interrupt = *self.fault_interrupt.lock(&self.platform);
         if let Some(msi) = interrupt {
             self.registers.set_fault_interrupt(msi.address.as_u64(), msi.data);

@@ -237,7 +237,8 @@ impl<P: Platform> VtdUnit<P> {
         });
     }
 
-    /// After a reset: lets devices through again, and what was quarantined go.
+    /// After a reset: lets devices through again that [`fence`](Self::fence) has blocked. The caller
+    /// owes a global invalidation: absent entries may be cached as well.
     pub(super) fn unfence(&self) {
         self.tables.each(|context| {
             let entry = context.read();
@@ -245,6 +246,10 @@ impl<P: Platform> VtdUnit<P> {
                 context.publish(ContextEntry { low: entry.low | 1, ..entry });
             }
         });
+    }
+
+    /// After a global invalidation: lets go what was quarantined.
+    pub(super) fn release_quarantined(&self) {
         let held = core::mem::take(&mut *self.quarantine.lock(&self.platform));
         for (unit, domain, tag) in held {
             self.release(&unit, &domain, Some(tag));

@@ -289,11 +289,14 @@ impl<P: Platform> Queue<P> {
     /// Makes a unit that stands at an error go on, in a queue that is given up.
     fn pass_over(&self, unit: &UnitRegisters<P>, status: FaultStatus) {
         let state = self.state.lock(unit.platform());
-        if status.contains(FaultStatus::IQE)
-            && state.exposed
-            && let Some(head) = self.head(unit, &state)
-        {
-            self.write(head, &self.idle_wait());
+        if state.exposed {
+            // The waits that come through now stand for requests that the unit has not executed.
+            self.given_up.store(self.submitted.load(Ordering::Relaxed), Ordering::Release);
+            if status.contains(FaultStatus::IQE)
+                && let Some(head) = self.head(unit, &state)
+            {
+                self.write(head, &self.idle_wait());
+            }
         }
         let tail = unit.raw().read32(offset::IQT);
         unit.clear_fault_status(status);
