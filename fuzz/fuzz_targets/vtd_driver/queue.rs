@@ -8,6 +8,7 @@ use iommu::arch::vtd::layout::registers::DescriptorWidth;
 use iommu::arch::vtd::layout::{Descriptor, DomainId};
 
 use crate::input::Input;
+use crate::kernel::trace;
 use crate::unit;
 use crate::world::{self, Kernel};
 
@@ -53,9 +54,12 @@ pub fn run(input: &mut Input<'_>) {
 impl State {
     fn operate(&mut self, input: &mut Input<'_>) {
         let Self { registers, queue, .. } = self;
-        match input.u8() % 20 {
+        let operation = input.u8() % 20;
+        trace(format_args!("operation {operation}"));
+        match operation {
             0 | 1 => {
-                let _ = queue.start(registers);
+                let started = queue.start(registers);
+                trace(format_args!("start: {started:?}"));
             }
             2..9 => self.submit(input),
             9..12 => {
@@ -78,10 +82,12 @@ impl State {
             14 => match input.u8() % 8 {
                 0 => queue.fence(),
                 1..4 => {
-                    let _ = queue.stop(registers);
+                    let stopped = queue.stop(registers);
+                    trace(format_args!("stop: {stopped:?}"));
                 }
                 _ => {
-                    let _ = queue.reset(registers);
+                    let reset = queue.reset(registers);
+                    trace(format_args!("reset: {reset:?}"));
                 }
             },
             15 => std::mem::take(&mut self.batches).into_iter().for_each(|batch| {
@@ -119,7 +125,9 @@ impl State {
             })
             .collect();
         let words: Vec<u64> = requests.iter().map(|request| request.words[0]).collect();
-        if let Ok(ticket) = self.queue.submit(&self.registers, &requests) {
+        let submitted = self.queue.submit(&self.registers, &requests);
+        trace(format_args!("submit {words:x?}: {submitted:?}"));
+        if let Ok(ticket) = submitted {
             self.batches.push((ticket, words));
         }
     }
@@ -127,6 +135,7 @@ impl State {
     /// A batch that is done was executed, every request of it.
     fn wait(&mut self, (ticket, words): (Ticket, Vec<u64>)) -> bool {
         let outcome = self.queue.wait(&self.registers, ticket);
+        trace(format_args!("wait for {words:x?}: {outcome:?}"));
         world::with(|world| {
             if outcome.is_ok() && world.truthful {
                 for word in &words {

@@ -64,7 +64,7 @@ pub fn range(input: &mut Input<'_>) -> Option<IovaRange> {
     const SIZES: [u64; 10] =
         [0x1000, 0x2000, 0x1_0000, 0x20_0000, 0x20_1000, 0x1f_f000, 0x40_0000, 0x4000_0000, 0x800, 0x8000_0000];
     let kind = input.u8();
-    let start = if kind < 0xf0 { *input.pick(&STARTS)? + (u64::from(kind & 15) << 12) } else { input.u64() };
+    let start = if kind < 0xf0 { input.pick(&STARTS)?.wrapping_add(u64::from(kind & 15) << 12) } else { input.u64() };
     let bytes = *input.pick(&SIZES)?;
     let start = if kind & 0x20 == 0 { start } else { start & !(bytes.next_power_of_two() - 1) };
     IovaRange::from_len(Iova::new(start), bytes).ok()
