@@ -107,6 +107,7 @@ pub enum MapFlush {
 /// | `coherency` | `NeedsClean` if any unit needs it | refused if the unit needs it and the domain does not do it |
 /// | `page_sizes` | those that all have | refused if the domain may use one that the unit lacks |
 /// | `widths` | the largest that all have | refused if the unit lacks the domain's |
+/// | snooping | none: no domain of this crate enforces it yet | never refused |
 /// | `map_flush` | `Always` if any unit needs it | refused if the unit needs it and the domain does not do it |
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UnitTraits {

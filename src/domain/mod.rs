@@ -34,7 +34,8 @@ pub enum DomainKind {
 /// A counted handle to a domain, an I/O address space.
 ///
 /// Clones are the same domain; it goes when the last handle and the last attachment go. All methods
-/// may be called from any context unless they say otherwise, and on several processors at once.
+/// may be called from any context unless they say otherwise, and on several processors at once. The
+/// last handle is for task context: dropping it gives frames back.
 #[doc(alias = "iommu_domain")]
 #[derive(Clone)]
 pub struct Domain(Ref<dyn DomainOps>);

@@ -66,3 +66,83 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         (one && !has_items::<F>() && self.walker == WalkerCoherency::Snoops).then_some(at)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    extern crate std;
+    use std::boxed::Box;
+    use std::vec;
+
+    use super::Short::{Done, NotTaken};
+    use crate::addr::{Iova, IovaRange, PhysAddr};
+    use crate::pgtable::{Config, PageSize, PageSizes, PageTable, SecondStage, TableList, WalkerCoherency};
+    use crate::platform::{Arena, Frame};
+    use crate::prot::Prot;
+
+    fn table(change: impl Fn(&mut Config)) -> PageTable<SecondStage, &'static Arena> {
+        let arena = Arena::new(Box::leak(vec![Frame::ZERO; 32].into_boxed_slice())).unwrap();
+        let mut config = Config::new::<SecondStage>(4);
+        change(&mut config);
+        let table = PageTable::new(arena, SecondStage::default(), config).unwrap();
+        // The tables around the first 2 MiB, and a large page behind them.
+        for (at, bytes) in [(0, 0x1000), (0x20_0000, 0x20_0000)] {
+            let range = IovaRange::from_len(Iova::new(at), bytes).unwrap();
+            let mut stray = TableList::new();
+            // SAFETY: no device uses the table.
+            unsafe { table.map(range, PhysAddr::new(at), Prot::RW, PageSizes::ALL, &mut stray) }.unwrap();
+            assert!(stray.is_empty());
+        }
+        table
+    }
+
+    fn page(at: u64) -> IovaRange {
+        IovaRange::from_len(Iova::new(at), 0x1000).unwrap()
+    }
+
+    #[test]
+    fn one_page_goes_the_short_way_and_reads_as_if_it_had_gone_the_long_one() {
+        let table = table(|_| ());
+        // SAFETY: no device uses the table.
+        unsafe {
+            assert_eq!(table.map_one(page(0x3000), PhysAddr::new(0x9000), Prot::READ, PageSizes::ALL), Done);
+            let run = table.reader().next_run(Iova::new(0x1000), Iova::new(0xffff)).unwrap();
+            assert_eq!((run.range, run.phys, run.prot), (page(0x3000), PhysAddr::new(0x9000), Prot::READ));
+            assert_eq!(table.unmap_one(page(0x3000)), Done);
+        }
+        assert_eq!(table.iova_to_phys(Iova::new(0x3000)), None);
+    }
+
+    #[test]
+    fn everything_else_is_left_to_the_long_way_untouched() {
+        let all = PageSizes::ALL;
+        let plain = table(|_| ());
+        let before = std::format!("{plain:?}");
+        let two = IovaRange::from_len(Iova::new(0x3000), 0x2000).unwrap();
+        let odd = IovaRange::from_len(Iova::new(0x3800), 0x1000).unwrap();
+        let high = PhysAddr::new(1 << 60);
+        let cases = [
+            ("taken", page(0), PhysAddr::new(0), Prot::RW, all),
+            ("no table", page(1 << 40), PhysAddr::new(0), Prot::RW, all),
+            ("a large page is there", page(0x20_0000), PhysAddr::new(0), Prot::RW, all),
+            ("two pages", two, PhysAddr::new(0), Prot::RW, all),
+            ("misaligned IOVA", odd, PhysAddr::new(0), Prot::RW, all),
+            ("misaligned address", page(0x3000), PhysAddr::new(0x800), Prot::RW, all),
+            ("too high", page(0x3000), high, Prot::RW, all),
+            ("no permission", page(0x3000), PhysAddr::new(0), Prot::CACHE, all),
+            ("no such size", page(0x3000), PhysAddr::new(0), Prot::RW, PageSizes::only(PageSize::SIZE_2M)),
+            ("beyond the width", page(1 << 50), PhysAddr::new(0), Prot::RW, all),
+        ];
+        for (case, range, phys, prot, sizes) in cases {
+            // SAFETY: no device uses the table.
+            assert_eq!(unsafe { plain.map_one(range, phys, prot, sizes) }, NotTaken, "{case}");
+        }
+        for range in [page(1 << 40), page(0x20_0000), two, odd, page(1 << 50)] {
+            // SAFETY: as above.
+            assert_eq!(unsafe { plain.unmap_one(range) }, NotTaken);
+        }
+        assert_eq!(std::format!("{plain:?}"), before);
+        let cleaned = table(|config| config.walker = WalkerCoherency::NeedsClean);
+        // SAFETY: as above.
+        assert_eq!(unsafe { cleaned.map_one(page(0x3000), PhysAddr::new(0), Prot::RW, all) }, NotTaken);
+    }
+}

@@ -9,7 +9,7 @@ use super::unit::VtdUnit;
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::arch::vtd::layout::descriptors::{ContextScope, IotlbScope, Request};
 use crate::arch::vtd::layout::registers::TableMode;
-use crate::arch::vtd::layout::{self, DomainId, Ecap};
+use crate::arch::vtd::layout::{self, DomainId};
 use crate::device::{DeviceId, DeviceInfo};
 use crate::domain::{Domain, DomainKind};
 use crate::error::{BusyReason, Error, Result, UnsupportedReason};
@@ -79,9 +79,8 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         match capability {
             // DMA snoops on this architecture unless a device asks otherwise.
             Capability::CacheCoherency | Capability::DeferredFlush => true,
-            Capability::EnforceCacheCoherency => self.capabilities().ecap.contains(Ecap::SC),
             // Not said by the second stage of legacy mode, or not offered by this driver.
-            Capability::NoExec | Capability::DirtyTracking | Capability::PreBootProtection => false,
+            _ => false,
         }
     }
 
