@@ -72,11 +72,17 @@ fn what_no_unit_covers_is_reported() {
 fn a_unit_that_names_the_device_wins_over_one_that_takes_the_rest() {
     let world = World::new(1);
     world.unit().state().coverage = Coverage::Rest;
-    let device = world.device(1);
+    let _device = world.device(1);
     assert!(world.unit().domain_of(source(1)).is_some());
+    let world = World::new(3);
+    world.unit().state().coverage = Coverage::Rest;
+    world.units[2].state().named.push(source(2));
+    let (rest, named) = (world.device(1), world.device(2));
+    let units: Vec<_> = world.iommu.units().collect();
+    assert!(rest.unit().unwrap().ptr_eq(&units[0]));
+    assert!(named.unit().unwrap().ptr_eq(&units[2]));
     world.unit().state().coverage = Coverage::No;
-    assert_eq!(world.iommu.probe_platform(info(&[source(2)])), Err(Error::NoDevice));
-    drop(device);
+    assert_eq!(world.iommu.probe_platform(info(&[source(3)])), Err(Error::NoDevice));
 }
 
 #[test]

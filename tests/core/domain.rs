@@ -192,11 +192,25 @@ fn a_large_page_is_cut_before_a_part_of_it_is_unmapped() {
     // What lies below is unmapped, and invalidated all the same.
     assert_eq!(world.write(1, 0x5000), None);
     assert_eq!(world.write(1, 0x20_0000), Some(0x60_0000));
+    world.unit().take_log();
     // SAFETY: no device is real.
     unsafe { domain.cut(below) }.unwrap();
+    // The large page must not stay cached beside the small ones.
+    assert!(matches!(world.unit().take_log()[..], [Event::Invalidate(..), Event::Wait]));
     assert_eq!(world.write(1, 0x20_0000), Some(0x60_0000));
     unmap(&domain, below).unwrap();
     assert_eq!((world.write(1, 0x20_0000), world.write(1, 0x20_1000)), (None, Some(0x60_1000)));
+}
+
+#[test]
+fn what_was_written_is_visible_before_anybody_is_told() {
+    let (world, _device, domain) = attached();
+    let before = world.frames.published();
+    map(&domain, pages(0, 1), 0x10_0000, Prot::RW).unwrap();
+    let mapped = world.frames.published();
+    assert!(mapped > before, "the caller may tell its device at once");
+    unmap(&domain, pages(0, 1)).unwrap();
+    assert!(world.unit().state().published > mapped, "cleared, then a barrier, then the invalidation");
 }
 
 #[test]

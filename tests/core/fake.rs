@@ -33,6 +33,10 @@ pub(crate) struct State {
     pub(crate) demanded: Option<DomainKind>,
     /// How platform devices of this unit's number are covered.
     pub(crate) coverage: Coverage,
+    /// Sources whose devices firmware names for this unit, whatever their number says.
+    pub(crate) named: Vec<SourceId>,
+    /// Barriers before the latest invalidation.
+    pub(crate) published: u64,
     /// Attach calls until one fails with this error.
     pub(crate) fail_attach: Option<(usize, Error)>,
     /// Submits until one fails, and waits until one fails.
@@ -130,6 +134,8 @@ impl FakeUnit {
                 regions: BTreeMap::new(),
                 demanded: None,
                 coverage: Coverage::Named,
+                named: vec![],
+                published: 0,
                 fail_attach: None,
                 fail_invalidate: None,
                 fail_wait: None,
@@ -273,6 +279,9 @@ impl IommuOps for FakeUnit {
 
     fn coverage(&self, device: &DeviceInfo, _pci: &dyn PciConfig) -> Coverage {
         let first = device.sources.first().unwrap();
+        if self.state().named.contains(first) {
+            return Coverage::Named;
+        }
         if first.segment() == self.number { self.state().coverage } else { Coverage::No }
     }
 
@@ -364,6 +373,7 @@ impl IommuOps for FakeUnit {
         if state.dead {
             return Err(Error::Fenced);
         }
+        state.published = self.platform.published();
         state.tickets += 1;
         let ticket = Ticket(state.tickets);
         let Invalidation { tag, ranges, depth } = *invalidation;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use iommu::platform::{Hosted, Instant, NoRegisters, Platform};
+use iommu::platform::{Hosted, Instant, NoRegisters, Platform, Processor};
 use iommu::{Error, PhysAddr, Result, UnsupportedReason};
 
 const FRAMES: usize = 4096;
@@ -28,6 +28,8 @@ struct Shared {
     /// Allocations until one fails; negative for never.
     until_failure: AtomicI64,
     clock: AtomicU64,
+    /// Barriers so far.
+    published: AtomicU64,
 }
 
 // SAFETY: the block is shared by design; everything else is synchronised.
@@ -48,6 +50,7 @@ impl Frames {
             live: Mutex::default(),
             until_failure: AtomicI64::new(-1),
             clock: AtomicU64::new(0),
+            published: AtomicU64::new(0),
         }))
     }
 
@@ -64,6 +67,11 @@ impl Frames {
     /// Fails no allocation any more; tells whether one was failed.
     pub(crate) fn fail_never(&self) -> bool {
         self.0.until_failure.swap(-1, Ordering::SeqCst) == -1
+    }
+
+    /// Barriers so far.
+    pub(crate) fn published(&self) -> u64 {
+        self.0.published.load(Ordering::SeqCst)
     }
 
     pub(crate) fn advance(&self, time: Duration) {
@@ -131,6 +139,11 @@ unsafe impl Platform for Frames {
 
     fn map_registers(&self, _base: PhysAddr, _bytes: usize) -> Result<NoRegisters> {
         Err(Error::Unsupported(UnsupportedReason::Operation))
+    }
+
+    fn publish(&self) {
+        self.0.published.fetch_add(1, Ordering::SeqCst);
+        Hosted::publish();
     }
 
     fn now(&self) -> Instant {
