@@ -1,6 +1,7 @@
-//! The commonest calls, kept short: one page of the smallest size where all tables are there.
+//! The commonest calls, kept short: one page where all tables are there.
 
-use super::geometry::{has_items, low_mask, shift};
+use super::geometry::{has_items, shift};
+use super::table::{Kind, Place};
 use super::{Format, PageSizes, PageTable, WalkerCoherency};
 use crate::addr::{IovaRange, PhysAddr};
 use crate::platform::Platform;
@@ -16,54 +17,72 @@ pub(crate) enum Short {
 }
 
 impl<F: Format, P: Platform> PageTable<F, P> {
-    /// [`map`](Self::map) for one page of the smallest size.
+    /// [`map`](Self::map) for a range that is one page.
     ///
     /// # Safety
     /// As [`map`](Self::map).
     #[inline(always)]
     pub(crate) unsafe fn map_one(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Short {
-        let page = low_mask(shift::<F>(0));
-        let Some(at) = self.one_page(range).filter(|_| sizes.bits() & self.sizes & (page + 1) != 0) else {
-            return Short::NotTaken;
-        };
         let phys = phys.as_u64();
-        if phys & page != 0 || phys | page > self.output_last {
+        let bytes = self.one_page(range);
+        if bytes & self.sizes & sizes.bits() == 0 {
             return Short::NotTaken;
         }
-        let (Ok(attributes), Some(place)) = (self.format.attributes(prot), self.descend(at, shift::<F>(0))) else {
+        let rest = bytes - 1;
+        if phys & rest != 0 || phys | rest > self.output_last {
+            return Short::NotTaken;
+        }
+        let (Ok(attributes), Some(place)) = (self.format.attributes(prot), self.place_of(range, bytes)) else {
             return Short::NotTaken;
         };
         let entry = place.table.entry(place.index);
         if entry.load_relaxed() != 0 {
             return Short::NotTaken;
         }
-        entry.store(self.format.leaf(0, 0, phys, attributes));
+        entry.store(self.format.leaf(place.level, 0, phys, attributes));
         Short::Done
     }
 
-    /// [`unmap`](Self::unmap) for one page of the smallest size.
+    /// [`unmap`](Self::unmap) for a range that is one page.
     ///
     /// # Safety
     /// As [`unmap`](Self::unmap).
     #[inline(always)]
     pub(crate) unsafe fn unmap_one(&self, range: IovaRange) -> Short {
-        match self.one_page(range).and_then(|at| self.descend(at, shift::<F>(0))) {
-            Some(place) => {
-                place.table.entry(place.index).store(0);
-                Short::Done
-            }
-            None => Short::NotTaken,
+        let bytes = self.one_page(range);
+        if bytes & self.sizes == 0 {
+            return Short::NotTaken;
         }
+        let Some(place) = self.place_of(range, bytes) else { return Short::NotTaken };
+        let entry = place.table.entry(place.index);
+        // Small pages are cleared unread; a large range may hold a table instead.
+        if bytes != 1 << shift::<F>(0) && self.kind(place.level, entry.load()) != Kind::Leaf {
+            return Short::NotTaken;
+        }
+        entry.store(0);
+        Short::Done
     }
 
-    /// The offset of a range that is one page of the smallest size, in a table that needs no cleaning
-    /// and whose pages take one entry each.
+    /// The length of a range that is an aligned power of two, in a table that needs no cleaning and
+    /// whose pages take one entry each; else zero.
     #[inline(always)]
-    fn one_page(&self, range: IovaRange) -> Option<u64> {
-        let page = low_mask(shift::<F>(0));
+    fn one_page(&self, range: IovaRange) -> u64 {
+        let (start, last) = (range.start().as_u64(), range.last().as_u64());
+        let low = start ^ last;
+        let one = start & low == 0 && low & low.wrapping_add(1) == 0;
+        if one && !has_items::<F>() && self.walker == WalkerCoherency::Snoops { low.wrapping_add(1) } else { 0 }
+    }
+
+    /// The entry for a page of `bytes` bytes, if all tables on the way are there.
+    #[inline(always)]
+    fn place_of(&self, range: IovaRange, bytes: u64) -> Option<Place<'_>> {
         let at = self.offset(range.start())?;
-        let one = at & page == 0 && range.last().as_u64() == range.start().as_u64() | page;
-        (one && !has_items::<F>() && self.walker == WalkerCoherency::Snoops).then_some(at)
+        // The smallest size is a constant, which makes the way down a short one.
+        if bytes == 1 << shift::<F>(0) {
+            self.descend(at, shift::<F>(0))
+        } else {
+            self.descend(at, bytes.trailing_zeros())
+        }
     }
 }
 
@@ -113,6 +132,21 @@ mod tests {
     }
 
     #[test]
+    fn a_large_page_goes_the_short_way_too() {
+        let table = table(|_| ());
+        let large = IovaRange::from_len(Iova::new(0x40_0000), 0x20_0000).unwrap();
+        // SAFETY: no device uses the table.
+        unsafe {
+            assert_eq!(table.map_one(large, PhysAddr::new(0x60_0000), Prot::RW, PageSizes::ALL), Done);
+            let run = table.reader().next_run(Iova::new(0x40_0000), Iova::new(0x5f_ffff)).unwrap();
+            assert_eq!((run.range, run.page_size), (large, PageSize::SIZE_2M));
+            assert_eq!(table.unmap_one(large), Done);
+            assert_eq!(table.unmap_one(large), NotTaken, "a hole is left to the long way");
+        }
+        assert_eq!(table.iova_to_phys(Iova::new(0x40_0000)), None);
+    }
+
+    #[test]
     fn everything_else_is_left_to_the_long_way_untouched() {
         let all = PageSizes::ALL;
         let plain = table(|_| ());
@@ -120,6 +154,7 @@ mod tests {
         let two = IovaRange::from_len(Iova::new(0x3000), 0x2000).unwrap();
         let odd = IovaRange::from_len(Iova::new(0x3800), 0x1000).unwrap();
         let high = PhysAddr::new(1 << 60);
+        let large = IovaRange::from_len(Iova::new(0), 0x20_0000).unwrap();
         let cases = [
             ("taken", page(0), PhysAddr::new(0), Prot::RW, all),
             ("no table", page(1 << 40), PhysAddr::new(0), Prot::RW, all),
@@ -129,6 +164,7 @@ mod tests {
             ("misaligned address", page(0x3000), PhysAddr::new(0x800), Prot::RW, all),
             ("too high", page(0x3000), high, Prot::RW, all),
             ("no permission", page(0x3000), PhysAddr::new(0), Prot::CACHE, all),
+            ("a table is there", large, PhysAddr::new(0), Prot::RW, all),
             ("no such size", page(0x3000), PhysAddr::new(0), Prot::RW, PageSizes::only(PageSize::SIZE_2M)),
             ("beyond the width", page(1 << 50), PhysAddr::new(0), Prot::RW, all),
         ];
@@ -136,7 +172,7 @@ mod tests {
             // SAFETY: no device uses the table.
             assert_eq!(unsafe { plain.map_one(range, phys, prot, sizes) }, NotTaken, "{case}");
         }
-        for range in [page(1 << 40), page(0x20_0000), two, odd, page(1 << 50)] {
+        for range in [page(1 << 40), page(0x20_0000), two, odd, large, page(1 << 50)] {
             // SAFETY: as above.
             assert_eq!(unsafe { plain.unmap_one(range) }, NotTaken);
         }
