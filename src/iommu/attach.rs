@@ -334,7 +334,8 @@ pub(super) fn map_direct_regions(domain: &Domain, device: &DeviceIommu, scope: D
     Ok(())
 }
 
-fn map_direct_region(domain: &Domain, region: ReservedRegion) -> Result<()> {
+/// Maps a region one to one, as far as it is not. What is mapped there must be the same.
+pub(crate) fn map_direct_region(domain: &Domain, region: ReservedRegion) -> Result<()> {
     let last = region.range.last();
     let mut next = Some(region.range.start());
     let mut retries = 0;

@@ -7,6 +7,9 @@ mod probe;
 
 use core::fmt;
 
+#[cfg(feature = "vtd")]
+pub(crate) use attach::map_direct_region;
+
 use crate::device::{Device, DeviceSlot};
 use crate::domain::{Domain, DomainKind, FixedDomain};
 use crate::error::{Error, Result};

@@ -32,6 +32,7 @@ pub(crate) enum TimeOut {
 
 /// The unit.
 pub(crate) struct Hardware {
+    pub(crate) cap: u64,
     pub(crate) status: u32,
     pub(crate) commands: Vec<u32>,
     pub(crate) root: u64,
@@ -80,6 +81,7 @@ impl Machine {
     pub(crate) fn new() -> Self {
         let frames = Arc::new(Mutex::new(Frames::default()));
         let hardware = Hardware {
+            cap: CAP,
             status: 0,
             commands: Vec::new(),
             root: 0,
@@ -179,7 +181,7 @@ impl Registers for Access {
         }
         match offset {
             offset::VER => 0x10,
-            offset::CAP => CAP,
+            offset::CAP => hardware.cap,
             offset::ECAP => ECAP,
             offset::GCMD => u64::from(hardware.status) << 32,
             offset::RTADDR => hardware.root,

@@ -22,11 +22,13 @@ use crate::arch::vtd::layout::{AddressWidth, Cap, ContextEntry, DomainId, Ecap};
 use crate::domain::{Domain, DomainKind, PagingDomain};
 use crate::error::{Error, IncompatibleReason, InvalidationReason, NoSpaceReason, Result, UnsupportedReason};
 use crate::frames::{IdBitmap, Ref, Slab};
+use crate::iommu::map_direct_region;
 use crate::iotlb::{CacheTag, Last};
 use crate::ops::{DomainOps, DomainSpec, MapFlush, Msi, Unit, UnitTraits};
 use crate::pgtable::{Config, PageSize, PageSizes, PageTable, SecondStage, WalkerCoherency};
-use crate::platform::Platform;
+use crate::platform::{FRAME_BYTES, Platform};
 use crate::prot::Prot;
+use crate::region::{RegionKind, ReservedRegion};
 use crate::sync::Lock;
 use crate::window::{Window, Windows};
 
@@ -171,6 +173,10 @@ impl<P: Platform> VtdUnit<P> {
         if domain.kind() == DomainKind::Blocked {
             return self.set_blocked(unit, requester, old);
         }
+        // What a fenced unit has cached is not known, so nothing may be let through.
+        if !self.queue.is_running() && !self.is_off() {
+            return Err(Error::Fenced);
+        }
         let (entry, tag) = self.entry_for(unit, domain)?;
         let context = match self.tables.find_or_make(requester) {
             Ok(context) => context,
@@ -211,6 +217,8 @@ impl<P: Platform> VtdUnit<P> {
         let Some(context) = self.tables.find(requester) else { return Ok(()) };
         let before = context.read();
         if !before.is_present() {
+            // Where `fence` was here, the unit may still have the entry cached.
+            self.quarantine(unit, old, entry_tag(before));
             context.clear();
             return Ok(());
         }
@@ -289,24 +297,22 @@ impl<P: Platform> VtdUnit<P> {
         }
         let spec = DomainSpec { traits: self.unit_traits(), windows: self.unit_windows() };
         let new = self.new_domain(DomainKind::Identity, &spec)?;
+        let new = Domain::new(Ref::map(new, |domain| domain as &dyn DomainOps));
         let mut result = Err(Error::Unsupported(UnsupportedReason::Identity));
         self.platform.ram(&mut |range| {
             result = match result {
-                Ok(()) | Err(Error::Unsupported(_)) => map_direct(&new, range),
+                Ok(()) | Err(Error::Unsupported(_)) => map_identity(&new, range),
                 failed => failed,
             };
         });
         result?;
         for region in self.firmware.dmar()?.reserved_regions() {
-            match map_direct(&new, region.region) {
-                // RAM holds it already.
-                Ok(()) | Err(Error::Exists { .. }) => {}
-                Err(error) => return Err(error),
-            }
+            map_identity(&new, region.region)?;
         }
-        let new = Domain::new(Ref::map(new, |domain| domain as &dyn DomainOps));
-        // Another processor may have been faster; then its domain serves.
-        Ok(self.identity.lock(&self.platform).get_or_insert(new).clone())
+        // Another processor may have been faster; then its domain serves, and this one is dropped
+        // outside of the lock.
+        let mut slot = self.identity.lock(&self.platform);
+        Ok(slot.get_or_insert_with(|| new.clone()).clone())
     }
 
     /// Context entry P to NP (VT-d 6.5.3.3): not present, context cache, IOTLB, wait, clear.
@@ -377,7 +383,8 @@ impl<P: Platform> VtdUnit<P> {
 
     /// Keeps a domain, and the number it is cached under, until the unit was reset.
     fn quarantine(&self, unit: &Unit, domain: &Domain, tag: Option<CacheTag>) {
-        let (Some(tag), Ok(domain)) = (tag, self.translated(domain)) else { return };
+        let Some(tag) = tag else { return };
+        let Ok(domain) = self.translated(domain) else { return };
         let held = (unit.clone(), domain, tag);
         if let Err(too_many) = self.quarantine.lock(&self.platform).push(held) {
             core::mem::forget(too_many);
@@ -418,10 +425,9 @@ fn entry_tag(entry: ContextEntry) -> Option<CacheTag> {
     })
 }
 
-fn map_direct<P: Platform>(domain: &VtdDomain<P>, range: PhysRange) -> Result<()> {
-    let range = range.align_outward(crate::platform::FRAME_BYTES);
-    let iova = IovaRange::new(Iova::new(range.start().as_u64()), Iova::new(range.last().as_u64()))?;
-    // SAFETY: an identity domain lends all of RAM on purpose; the caller of attach chose it. No
-    // device uses the domain yet, and no other processor has it.
-    unsafe { domain.map_reserved(iova, range.start(), Prot::RW) }
+/// Maps a physical range one to one, as far as it is not.
+fn map_identity(domain: &Domain, range: PhysRange) -> Result<()> {
+    let range = range.align_outward(FRAME_BYTES);
+    let range = IovaRange::new(Iova::new(range.start().as_u64()), Iova::new(range.last().as_u64()))?;
+    map_direct_region(domain, ReservedRegion { range, kind: RegionKind::Direct, prot: Prot::RW })
 }

@@ -1,0 +1,239 @@
+//! A VT-d unit against hardware in software: what is invalidated when, and what happens when the
+//! hardware stops answering.
+#![cfg(all(feature = "vtd", not(loom)))]
+
+#[allow(dead_code)]
+#[path = "support/vtd_hardware.rs"]
+mod hardware;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hardware::{CAP, Machine};
+use iommu::arch::vtd;
+use iommu::arch::vtd::layout::descriptors::{Changed, ContextScope, IotlbScope, Request};
+use iommu::arch::vtd::layout::registers::Global;
+use iommu::arch::vtd::layout::{Cap, ContextEntry, DomainId};
+use iommu::device::Trust;
+use iommu::pci::PciConfig;
+use iommu::{
+    Device, Domain, DomainKind, Error, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot,
+};
+
+/// 00:04.0, alone.
+const FUNCTION: PciAddress = PciAddress::from_requester_id(0, 0x20);
+
+struct OneFunction;
+
+impl PciConfig for OneFunction {
+    fn read32(&self, function: PciAddress, offset: u16) -> u32 {
+        match (function == FUNCTION, offset) {
+            (true, 0) => 0x1234_8086,
+            (true, _) => 0,
+            (false, _) => u32::MAX,
+        }
+    }
+
+    fn write32(&self, _: PciAddress, _: u16, _: u32) {}
+}
+
+/// One unit at 0xfed90000 for all of segment 0 (VT-d 8.1, 8.3).
+fn dmar() -> Vec<u8> {
+    let mut table = vec![0; 48];
+    table[..4].copy_from_slice(b"DMAR");
+    (table[8], table[36]) = (1, 38);
+    table.extend([0, 0, 16, 0, 1, 0, 0, 0]);
+    table.extend(0xfed9_0000u64.to_le_bytes());
+    table[4] = 64;
+    table[9] = table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg();
+    table
+}
+
+struct World {
+    machine: Machine,
+    iommu: Iommu<Machine>,
+    device: Device,
+}
+
+impl World {
+    fn new(cap: u64) -> Self {
+        let machine = Machine::new();
+        machine.hardware().cap = cap;
+        let iommu = Iommu::new(machine.clone(), Policy::default()).unwrap();
+        vtd::init(&iommu, &dmar()).unwrap();
+        let device = iommu.probe_pci(&OneFunction, FUNCTION, Trust::Trusted).unwrap();
+        iommu.enable().unwrap();
+        machine.hardware().executed.clear();
+        Self { machine, iommu, device }
+    }
+
+    fn domain(&self) -> Domain {
+        self.iommu.paging_domain(&[&self.device]).unwrap()
+    }
+
+    /// What the unit has executed since it was asked last.
+    fn executed(&self) -> Vec<Request> {
+        let executed = std::mem::take(&mut self.machine.hardware().executed);
+        executed.into_iter().map(|descriptor| descriptor.decode().unwrap()).collect()
+    }
+
+    /// The unit goes on with what it was told meanwhile.
+    fn thaw(&self) {
+        let mut hardware = self.machine.hardware();
+        hardware.frozen = false;
+        hardware.run();
+    }
+
+    /// The context entry that the unit would fetch for the function.
+    fn context(&self) -> ContextEntry {
+        let root = self.machine.hardware().root & !0xfff;
+        let context = word(root) & !0xfff;
+        let at = context + u64::from(FUNCTION.devfn()) * 16;
+        ContextEntry { low: word(at), high: word(at + 8) }
+    }
+}
+
+fn word(address: u64) -> u64 {
+    // SAFETY: tables of a live unit, which are frames of the machine and never given back to the system.
+    let word: &AtomicU64 = unsafe { &*std::ptr::with_exposed_provenance(address as usize) };
+    word.load(Ordering::Acquire)
+}
+
+fn map(domain: &Domain, at: u64, bytes: u64) -> Result<IovaRange, Error> {
+    let range = IovaRange::from_len(Iova::new(at), bytes)?;
+    // SAFETY: no device is real.
+    unsafe { domain.map(range, PhysAddr::new(at), Prot::RW) }?;
+    Ok(range)
+}
+
+fn unmap(domain: &Domain, range: IovaRange) -> Result<(), Error> {
+    // SAFETY: one thread.
+    unsafe { domain.unmap_sync(range) }
+}
+
+/// Context cache by device under `cached`, then the IOTLB of `domain` (6.5.3.3).
+fn is_context_flush(requests: &[Request], cached: DomainId, domain: DomainId) -> bool {
+    let device = ContextScope::Device { domain: cached, source: FUNCTION.requester_id(), function_mask: 0 };
+    matches!(requests, [Request::Context(context), Request::Iotlb(IotlbScope::Domain(iotlb), _)]
+        if *context == device && *iotlb == domain)
+}
+
+#[test]
+fn a_change_of_domain_invalidates_what_was_under_the_old_number() {
+    let world = World::new(CAP);
+    let before = world.context();
+    assert!(before.is_present());
+    let domain = world.domain();
+    world.iommu.attach_device(&domain, &world.device).unwrap();
+    let after = world.context();
+    assert!(after.is_present() && after.domain_id() != before.domain_id() && after.table() != before.table());
+    assert!(is_context_flush(&world.executed(), before.domain_id(), before.domain_id()));
+    world.iommu.detach_device(&domain, &world.device).unwrap();
+    assert!(is_context_flush(&world.executed(), after.domain_id(), after.domain_id()));
+    // To identity: pass-through has a number that no domain has.
+    world.iommu.attach_device(&world.iommu.identity_domain().clone(), &world.device).unwrap();
+    assert_eq!(world.context().domain_id(), DomainId::new(1));
+    assert_eq!(world.iommu.domain_of(world.device.group().unwrap()).kind(), DomainKind::Identity);
+}
+
+#[test]
+fn unmap_names_the_pages_and_whether_tables_went() {
+    let world = World::new(CAP);
+    let domain = world.domain();
+    world.iommu.attach_device(&domain, &world.device).unwrap();
+    let id = world.context().domain_id();
+    world.executed();
+    let page = map(&domain, 0x5000, 0x1000).unwrap();
+    let large = map(&domain, 0x4000_0000, 0x40_0000).unwrap();
+    let small: Vec<_> = (0..512).map(|page| map(&domain, 0x8000_0000 + page * 0x1000, 0x1000).unwrap()).collect();
+    assert_eq!(world.executed(), [], "without caching mode a map invalidates nothing");
+    unmap(&domain, page).unwrap();
+    let scope = |address, mask, changed| IotlbScope::Pages { domain: id, address: Iova::new(address), mask, changed };
+    let scopes = |requests: Vec<Request>| -> Vec<IotlbScope> {
+        requests
+            .into_iter()
+            .map(|request| match request {
+                Request::Iotlb(scope, _) => scope,
+                _ => panic!(),
+            })
+            .collect()
+    };
+    assert_eq!(scopes(world.executed()), [scope(0x5000, 0, Changed::Leaves)]);
+    unmap(&domain, large).unwrap();
+    assert_eq!(scopes(world.executed()), [scope(0x4000_0000, 10, Changed::Leaves)]);
+    let all = IovaRange::new(small[0].start(), small[511].last()).unwrap();
+    unmap(&domain, all).unwrap();
+    assert_eq!(scopes(world.executed()), [scope(0x8000_0000, 9, Changed::Tables)]);
+    unmap(&domain, IovaRange::new(Iova::new(0x1000), Iova::new(0xfedf_ffff)).unwrap()).unwrap();
+    assert_eq!(scopes(world.executed()), [IotlbScope::Domain(id)], "too large for page-selective requests");
+}
+
+#[test]
+fn in_caching_mode_absent_entries_are_invalidated_too() {
+    let world = World::new(CAP | Cap::CM.bits());
+    let domain = world.domain();
+    let before = world.context().domain_id();
+    world.iommu.attach_device(&domain, &world.device).unwrap();
+    let id = world.context().domain_id();
+    let executed = world.executed();
+    let (old, new) = executed.split_at(2);
+    assert!(is_context_flush(old, before, before));
+    assert!(is_context_flush(new, DomainId::new(0), id), "absent entries are cached under number 0");
+    map(&domain, 0x5000, 0x1000).unwrap();
+    let pages = IotlbScope::Pages { domain: id, address: Iova::new(0x5000), mask: 0, changed: Changed::Leaves };
+    assert!(matches!(world.executed().as_slice(), [Request::Iotlb(scope, _)] if *scope == pages));
+}
+
+#[test]
+fn a_unit_that_stops_answering_is_fenced_and_comes_back() {
+    let world = World::new(CAP);
+    let (domain, other) = (world.domain(), world.domain());
+    world.iommu.attach_device(&domain, &world.device).unwrap();
+    let mapped = map(&domain, 0x20_0000, 0x20_0000).unwrap();
+    for page in 0..512 {
+        map(&domain, 0x4000_0000 + page * 0x1000, 0x1000).unwrap();
+    }
+    let entry = world.context();
+    world.machine.hardware().frozen = true;
+    let frames = world.machine.frames_in_use();
+    let tables = IovaRange::from_len(Iova::new(0x4000_0000), 0x20_0000).unwrap();
+    let failed = unmap(&domain, tables);
+    assert!(matches!(failed, Err(Error::Invalidation { reason: InvalidationReason::TimedOut, .. })), "{failed:?}");
+    assert_eq!(world.machine.frames_in_use(), frames, "the detached table is kept");
+    assert_eq!(world.context(), entry.not_present(), "the device is blocked at once");
+    assert_eq!(unmap(&domain, mapped), Err(Error::Fenced));
+    let group = world.device.group().unwrap();
+    assert_eq!(world.iommu.replace(&other, group), Err(Error::Fenced));
+    assert!(!world.context().is_present());
+
+    world.thaw();
+    world.iommu.resume().unwrap();
+    assert_eq!(world.context(), entry);
+    assert!(world.machine.hardware().status & Global::TE.bits() != 0);
+    domain.flush_deferred().unwrap();
+    assert_eq!(world.machine.frames_in_use(), frames - 1, "now the table is free");
+    world.iommu.replace(&other, group).unwrap();
+}
+
+#[test]
+fn what_leaves_a_fenced_unit_is_kept_until_it_is_reset() {
+    let world = World::new(CAP);
+    let domain = world.domain();
+    world.iommu.attach_device(&domain, &world.device).unwrap();
+    let mapped = map(&domain, 0x5000, 0x1000).unwrap();
+    world.machine.hardware().frozen = true;
+    unmap(&domain, mapped).unwrap_err();
+    let frames = world.machine.frames_in_use();
+    world.iommu.release_device(&world.device).unwrap();
+    assert_eq!(world.context().low, 0, "it stays blocked after a reset");
+    let World { machine, iommu, device } = world;
+    drop((domain, device));
+    // The default domain, which was attached nowhere, went with its empty table.
+    let kept = frames - 1;
+    assert_eq!(machine.frames_in_use(), kept, "the unit may still have the domain cached");
+    machine.hardware().frozen = false;
+    machine.hardware().run();
+    iommu.resume().unwrap();
+    assert!(machine.frames_in_use() < kept);
+    drop(iommu);
+    assert_eq!(machine.frames_in_use(), 0);
+}
