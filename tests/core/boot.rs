@@ -160,10 +160,10 @@ fn off_is_off() {
 fn a_unit_that_does_not_stop_keeps_its_memory() {
     let world = World::new(2);
     let device = world.device(1);
-    world.units[1].state().fail_shutdown = true;
-    world.units[0].state().enabled = true;
+    world.units[0].state().fail_shutdown = true;
+    world.units[1].state().enabled = true;
     assert!(world.iommu.shutdown().is_err());
-    assert!(!world.unit().state().enabled, "the others are stopped all the same");
+    assert!(!world.units[1].state().enabled, "the others are stopped all the same");
     drop(device);
     let frames = world.frames.clone();
     let without_iommu = {

@@ -1,10 +1,15 @@
 //! Map, unmap, cut, protect, walk and `Debug` of a domain that a device uses.
 
-use iommu::iotlb::Depth;
+use iommu::frames::{Ref, Slab};
+use iommu::iotlb::{Depth, Flush};
+use iommu::ops::DomainOps;
 use iommu::pgtable::{PageSize, PageSizes};
-use iommu::{Device, Domain, DomainKind, Error, InvalidReason, Iova, IovaRange, PhysAddr, PhysRange, Prot, Result};
+use iommu::{
+    Device, Domain, DomainKind, Error, InvalidReason, Iova, IovaRange, PhysAddr, PhysRange, Prot, Result, Window,
+};
 
 use crate::fake::Event;
+use crate::platform::Frames;
 use crate::world::{World, map, pages, range, unmap};
 
 fn attached() -> (World, Device, Domain) {
@@ -289,4 +294,50 @@ fn disjoint_ranges_are_worked_on_by_several_threads_beside_dma() {
         }
     });
     assert_eq!(domain.walk(IovaRange::full()).count(), 0);
+}
+
+/// A domain of all 64 bits that is no page table: it counts the bytes that are mapped.
+struct Counter {
+    windows: iommu::Windows,
+    mapped: std::sync::atomic::AtomicU64,
+}
+
+impl DomainOps for Counter {
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+
+    fn kind(&self) -> DomainKind {
+        DomainKind::Paging
+    }
+
+    fn windows(&self) -> &iommu::Windows {
+        &self.windows
+    }
+
+    unsafe fn map(&self, range: IovaRange, _: PhysAddr, _: Prot, _: PageSizes) -> Result<()> {
+        self.mapped.fetch_add(range.bytes().unwrap(), std::sync::atomic::Ordering::SeqCst);
+        Ok(())
+    }
+
+    unsafe fn unmap(&self, range: IovaRange, _: &mut Flush) -> Result<()> {
+        self.mapped.fetch_sub(range.bytes().unwrap(), std::sync::atomic::Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_list_may_end_at_the_top_of_the_space_but_not_pass_it() {
+    let window = Window { range: IovaRange::full(), page_sizes: PageSizes::only(PageSize::SIZE_4K) };
+    let counter = Counter { windows: iommu::Windows::new(window), mapped: 0.into() };
+    let slab = Slab::new(Frames::new()).unwrap();
+    let counter = slab.insert(counter).map_err(|(error, _)| error).unwrap();
+    let domain = Domain::new(Ref::map(counter.clone(), |counter| counter as &dyn DomainOps));
+    let mapped = || counter.mapped.load(std::sync::atomic::Ordering::SeqCst);
+    let list = [phys(0, 0x1000), phys(0x8000, 0x1000), phys(0x2_0000, 0x1000)];
+    let start = u64::MAX - 0x1fff;
+    assert_eq!(map_sg(&domain, start, &list), Err(Error::Invalid(InvalidReason::AddressOverflow)));
+    assert_eq!(mapped(), 0, "what had been mapped is unmapped again");
+    assert_eq!(map_sg(&domain, start, &list[..2]), Ok(range(start, u64::MAX)));
+    assert_eq!(mapped(), 0x2000);
 }
