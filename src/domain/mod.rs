@@ -224,10 +224,11 @@ impl Domain {
     }
 
     /// Invalidates and frees what gathers left behind with [`Gather::defer`], or because an
-    /// invalidation had failed.
+    /// invalidation had failed. When another processor is at it, this waits until that one is done.
     ///
     /// # Errors
-    /// As [`Gather::sync`]; everything stays deferred.
+    /// As [`Gather::sync`]; [`Error::TimedOut`] when the other processor takes too long. Everything
+    /// stays deferred.
     pub fn flush_deferred(&self) -> Result<()> {
         self.ops().flush_deferred()
     }

@@ -2,20 +2,24 @@
 
 use core::any::Any;
 use core::mem::ManuallyDrop;
+use core::time::Duration;
 
 use super::DomainKind;
 use crate::addr::{Iova, IovaRange, PhysAddr};
-use crate::error::{Error, InvalidReason, Result};
+use crate::error::{Error, InvalidReason, Result, WaitReason};
 use crate::iotlb::{Flush, Invalidation, Tags, Ticket};
 use crate::ops::{DomainOps, DomainSpec, MapFlush, Unit, UnitTraits};
 use crate::pgtable::{Format, MapError, PageSizes, PageTable, Run, Short, TableList};
 use crate::platform::Platform;
 use crate::prot::Prot;
-use crate::sync::Lock;
+use crate::sync::{Lock, wait_until};
 use crate::window::Windows;
 
 /// Invalidations that one sync has under way at once; with more units it waits in between.
 const TICKETS_AT_ONCE: usize = 8;
+
+/// How long a flush of what was deferred waits for another processor's.
+const FLUSH_LIMIT: Duration = Duration::from_secs(10);
 
 /// A domain with a page table of format `F`, for any number of units of one backend.
 ///
@@ -33,7 +37,14 @@ pub struct PagingDomain<F: Format, P: Platform> {
     tags: Tags<P>,
     platform: P,
     /// What was unmapped and not yet invalidated: deferred on purpose, or because it failed.
-    deferred: Lock<Flush>,
+    deferred: Lock<Deferred>,
+}
+
+#[derive(Debug)]
+struct Deferred {
+    flush: Flush,
+    /// A processor has taken out what was here before, and is not done with it.
+    under_way: bool,
 }
 
 impl<F: Format, P: Platform> PagingDomain<F, P> {
@@ -53,7 +64,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
             table: ManuallyDrop::new(table),
             tags: Tags::new(platform.clone()),
             platform,
-            deferred: Lock::new(Flush::new()),
+            deferred: Lock::new(Deferred { flush: Flush::new(), under_way: false }),
         }
     }
 
@@ -280,18 +291,28 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
     }
 
     fn defer(&self, flush: &mut Flush) {
-        self.deferred.lock(&self.platform).append(&self.platform, flush);
+        self.deferred.lock(&self.platform).flush.append(&self.platform, flush);
     }
 
     fn flush_deferred(&self) -> Result<()> {
-        let mut flush = core::mem::take(&mut *self.deferred.lock(&self.platform));
+        // What the caller deferred may be under way on another processor: it is not invalidated
+        // before that one is done.
+        let mut flush = wait_until(&self.platform, FLUSH_LIMIT, WaitReason::Claim, || {
+            let mut deferred = self.deferred.lock(&self.platform);
+            if deferred.under_way {
+                return None;
+            }
+            deferred.under_way = !deferred.flush.is_empty();
+            Some(core::mem::take(&mut deferred.flush))
+        })?;
         if flush.is_empty() {
             return Ok(());
         }
         let result = self.sync(&mut flush);
-        if result.is_err() {
-            self.defer(&mut flush);
-        }
+        let mut deferred = self.deferred.lock(&self.platform);
+        // Empty after success.
+        deferred.flush.append(&self.platform, &mut flush);
+        deferred.under_way = false;
         result
     }
 
@@ -333,7 +354,7 @@ impl<F: Format, P: Platform> Drop for PagingDomain<F, P> {
         }
         // No unit uses the domain: the last attachment held a handle. Nothing is cached either, for
         // whoever releases a tag has invalidated everything under its number.
-        let flush = core::mem::take(self.deferred.get_mut());
+        let flush = core::mem::take(&mut self.deferred.get_mut().flush);
         // SAFETY: as above. The table is not used afterwards.
         unsafe {
             self.table.free(flush.tables);

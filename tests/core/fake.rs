@@ -53,6 +53,8 @@ pub(crate) struct State {
     pub(crate) interrupt: Option<(InterruptKind, Msi)>,
     /// Runs inside the next attach.
     pub(crate) during_attach: Option<Box<dyn FnOnce() + Send>>,
+    /// Runs inside the next wait.
+    pub(crate) during_wait: Option<Box<dyn FnOnce() + Send>>,
     sources: BTreeMap<SourceId, Entry>,
     /// Page by page: where it leads, or `None` for an absent entry that is cached.
     iotlb: BTreeMap<(u32, u64), Option<(u64, Prot)>>,
@@ -147,6 +149,7 @@ impl FakeUnit {
                 enabled: false,
                 interrupt: None,
                 during_attach: None,
+                during_wait: None,
                 sources: BTreeMap::new(),
                 iotlb: BTreeMap::new(),
                 walks: BTreeMap::new(),
@@ -384,6 +387,10 @@ impl IommuOps for FakeUnit {
 
     /// Nothing happens before it is waited for: the latest that hardware may do it.
     fn wait(&self, ticket: Ticket) -> Result<()> {
+        let meanwhile = self.state().during_wait.take();
+        if let Some(meanwhile) = meanwhile {
+            meanwhile();
+        }
         let mut state = self.state();
         state.log.push(Event::Wait);
         fails(&mut state.fail_wait)?;

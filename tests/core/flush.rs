@@ -2,7 +2,7 @@
 
 use iommu::iotlb::{Depth, GATHER_RANGES, Gather};
 use iommu::ops::MapFlush;
-use iommu::{Device, Domain, Error, InvalidReason, IovaRange, Prot};
+use iommu::{Device, Domain, Error, InvalidReason, IovaRange, Prot, WaitReason};
 
 use crate::fake::{Event, TIMED_OUT};
 use crate::world::{World, map, pages, range, unmap};
@@ -175,6 +175,30 @@ fn what_is_deferred_stays_lent_until_the_flush() {
     domain.flush_deferred().unwrap();
     assert_eq!(world.write(1, 0x3000), None);
     assert!(world.frames.in_use() < with_table + 1);
+}
+
+#[test]
+fn a_flush_does_not_take_for_done_what_another_one_has_under_way() {
+    use std::sync::{Arc, Mutex};
+    let (world, _device, domain) = attached();
+    let (range, _) = used_table(&world, &domain);
+    gathered(&domain, &[range]).defer();
+    let seen = Arc::new(Mutex::new(vec![]));
+    let meanwhile = {
+        let (domain, seen) = (domain.clone(), seen.clone());
+        move || seen.lock().unwrap().push(domain.flush_deferred())
+    };
+    world.unit().state().during_wait = Some(Box::new(meanwhile));
+    domain.flush_deferred().unwrap();
+    assert_eq!(*seen.lock().unwrap(), [Err(Error::TimedOut(WaitReason::Claim))]);
+    assert_eq!(world.write(1, 0x3000), None);
+    // The one that failed left everything for the next.
+    map(&domain, range, 0x10_0000, Prot::RW).unwrap();
+    gathered(&domain, &[range]).defer();
+    world.unit().state().fail_wait = Some((0, TIMED_OUT));
+    assert_eq!(domain.flush_deferred(), Err(TIMED_OUT));
+    domain.flush_deferred().unwrap();
+    assert_eq!(domain.flush_deferred(), Ok(()));
 }
 
 #[test]
