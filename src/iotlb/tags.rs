@@ -23,7 +23,7 @@ use crate::frames::IdBitmap;
 use crate::id::{Pasid, SourceId};
 use crate::ops::Unit;
 use crate::platform::{FRAME_BYTES, Platform};
-use crate::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use crate::sync::{Lock, wait_until};
 
 /// Where a unit may have cached translations of a domain.
@@ -58,6 +58,8 @@ pub struct Tags<P: Platform> {
     /// Which counter new readers should use: 0 or 1.
     epoch: AtomicUsize,
     readers: [AtomicUsize; 2],
+    /// Somebody waits for the readers. Two at once would send new ones to each other's counter.
+    waiting: AtomicBool,
     /// Guards the `users` of all slots and the step from `FREE` to `TAKEN`. Innermost lock.
     users: Lock<()>,
 }
@@ -94,6 +96,7 @@ impl<P: Platform> Tags<P> {
             chunks: AtomicUsize::new(0),
             epoch: AtomicUsize::new(0),
             readers: [AtomicUsize::new(0), AtomicUsize::new(0)],
+            waiting: AtomicBool::new(false),
             users: Lock::new(()),
         }
     }
@@ -255,16 +258,20 @@ impl<P: Platform> Tags<P> {
 
     /// Waits until every reader that registered before has left: until each counter was seen at
     /// zero once. New readers are sent to the other counter meanwhile; that is for progress only, for
-    /// a reader may have read the epoch long ago, and another processor may wait at the same time.
+    /// a reader may have read the epoch long ago.
     fn wait_for_readers(&self) -> Result<()> {
-        for (readers, other) in self.readers.iter().zip([1, 0]) {
+        wait_until(&self.platform, READER_LIMIT, WaitReason::Readers, || {
+            (!self.waiting.swap(true, Ordering::Acquire)).then_some(())
+        })?;
+        let left = self.readers.iter().zip([1, 0]).try_for_each(|(readers, other)| {
+            self.epoch.store(other, Ordering::Relaxed);
             wait_until(&self.platform, READER_LIMIT, WaitReason::Readers, || {
-                self.epoch.store(other, Ordering::Relaxed);
                 // A read-modify-write, for it also orders as `meet_readers` does.
                 (readers.fetch_add(0, Ordering::AcqRel) == 0).then_some(())
-            })?;
-        }
-        Ok(())
+            })
+        });
+        self.waiting.store(false, Ordering::Release);
+        left
     }
 }
 

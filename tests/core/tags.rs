@@ -135,12 +135,22 @@ fn a_number_is_not_given_back_while_a_reader_may_use_it() {
     assert_eq!(stage.end(), 0, "the unit is let go with the tags");
 }
 
+struct Finally<F: Fn()>(F);
+
+impl<F: Fn()> Drop for Finally<F> {
+    fn drop(&mut self) {
+        self.0();
+    }
+}
+
 #[test]
 fn releases_wait_for_readers_of_either_counter() {
     // Readers come and go on other threads, so that both counters are in use.
     let stage = stage(1000);
     let (done, tags) = (AtomicBool::new(false), &stage.tags);
     std::thread::scope(|scope| {
+        // Also when a release fails: the readers must not go on for ever.
+        let _end = Finally(|| done.store(true, Ordering::Relaxed));
         for _ in 0..2 {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
@@ -163,7 +173,6 @@ fn releases_wait_for_readers_of_either_counter() {
             })
             .collect();
         releasing.into_iter().for_each(|thread| thread.join().unwrap());
-        done.store(true, Ordering::Relaxed);
     });
     assert!(stage.tags.is_empty());
     assert_eq!(stage.ids.in_use(), 0);
