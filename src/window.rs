@@ -60,14 +60,16 @@ impl Windows {
         self.list.iter()
     }
 
-    /// Takes `hole` out of every window, for instance a reserved region.
+    /// Takes `hole` out of every window, for instance a reserved region. It grows outward to whole
+    /// pages of the window's smallest size: what shares a page with it cannot be mapped either.
     ///
     /// # Errors
     /// [`Error::Capacity`] when a split would make more than [`MAX_WINDOWS`]; nothing is changed.
     pub fn exclude(&mut self, hole: IovaRange) -> Result<()> {
         let mut list = heapless::Vec::new();
         for window in &self.list {
-            for range in parts_outside(window.range, hole).into_iter().flatten() {
+            let page = window.page_sizes.smallest().map_or(1, |size| size.bytes());
+            for range in parts_outside(window.range, hole.align_outward(page)).into_iter().flatten() {
                 list.push(Window { range, ..*window }).map_err(|_| Error::Capacity("MAX_WINDOWS"))?;
             }
         }
@@ -174,6 +176,14 @@ mod tests {
         assert!(all().covers(&windows));
         assert!(!windows.covers(&all()));
         assert_eq!(windows.geometry(), Some(range(0x1000, u64::MAX - 0x1000)));
+    }
+
+    #[test]
+    fn a_hole_takes_whole_pages() {
+        let mut windows = all();
+        windows.exclude(range(0x1_0200, 0x1_1000)).unwrap();
+        let ranges = [range(0, 0xffff), range(0x1_2000, u64::MAX)];
+        assert!(windows.iter().map(|window| window.range).eq(ranges));
     }
 
     #[test]
