@@ -28,7 +28,7 @@ impl<P: Platform> Iommu<P> {
     /// [`attach_group`](Self::attach_group).
     #[doc(alias = "iommu_attach_device")]
     pub fn attach_device(&self, domain: &Domain, device: &Device) -> Result<()> {
-        self.attach_group(domain, self.lone_group(device)?)
+        self.claim_alone(device)?.attach(domain)
     }
 
     /// Puts the default domain back on a device that is alone in its group.
@@ -37,7 +37,7 @@ impl<P: Platform> Iommu<P> {
     /// As [`detach_group`](Self::detach_group).
     #[doc(alias = "iommu_detach_device")]
     pub fn detach_device(&self, domain: &Domain, device: &Device) -> Result<()> {
-        self.detach_group(domain, self.lone_group(device)?)
+        self.claim_alone(device)?.detach(domain)
     }
 
     /// Attaches a domain to every device of a group that has its default domain, or is blocked.
@@ -51,12 +51,7 @@ impl<P: Platform> Iommu<P> {
     /// had before, or, if the hardware failed, is blocked.
     #[doc(alias = "iommu_attach_group")]
     pub fn attach_group(&self, domain: &Domain, group: &Group) -> Result<()> {
-        let claim = self.claim(group)?;
-        let (current, default) = claim.read(|state| (state.domain.clone(), state.default.clone()));
-        if !current.ptr_eq(domain) && !current.ptr_eq(&default) && !self.is_initial(&current) {
-            return Err(Error::Busy(BusyReason::Attached));
-        }
-        claim.switch(domain)
+        self.claim(group)?.attach(domain)
     }
 
     /// Attaches `domain` in place of whatever the group is attached to.
@@ -75,16 +70,7 @@ impl<P: Platform> Iommu<P> {
     /// [`InvalidReason::WrongDomain`] when the group is not attached to `domain`.
     #[doc(alias = "iommu_detach_group")]
     pub fn detach_group(&self, domain: &Domain, group: &Group) -> Result<()> {
-        let claim = self.claim(group)?;
-        let (current, target) = claim.read(|state| {
-            let target = if state.owner.is_some() { &self.blocked } else { &state.default };
-            (state.domain.clone(), target.clone())
-        });
-        if !current.ptr_eq(domain) {
-            return Err(Error::Invalid(InvalidReason::WrongDomain));
-        }
-        claim.switch_or_block(&target);
-        Ok(())
+        self.claim(group)?.detach(domain)
     }
 
     /// The domain that a group is attached to. Any context.
@@ -121,11 +107,13 @@ impl<P: Platform> Iommu<P> {
         if self.is_present(device) { device.group() } else { Err(Error::NoDevice) }
     }
 
-    fn lone_group<'a>(&self, device: &'a Device) -> Result<&'a Group> {
+    /// As [`claim`](Self::claim), for a device that is alone in its group and stays so meanwhile.
+    fn claim_alone<'a>(&'a self, device: &'a Device) -> Result<Claim<'a, P>> {
         let group = self.group_of(device)?;
+        let claim = self.claim(group)?;
         match self.members(group).nth(1) {
             Some(_) => Err(Error::Invalid(InvalidReason::SharedGroup)),
-            None => Ok(group),
+            None => Ok(claim),
         }
     }
 }
@@ -145,6 +133,28 @@ impl<P: Platform> Claim<'_, P> {
     /// Changes the state, under its lock.
     pub(super) fn write<T>(&self, change: impl FnOnce(&mut GroupState) -> T) -> T {
         change(&mut self.group.slot().state.lock(&self.iommu.platform))
+    }
+
+    /// See [`Iommu::attach_group`].
+    fn attach(&self, domain: &Domain) -> Result<()> {
+        let (current, default) = self.read(|state| (state.domain.clone(), state.default.clone()));
+        if !current.ptr_eq(domain) && !current.ptr_eq(&default) && !self.iommu.is_initial(&current) {
+            return Err(Error::Busy(BusyReason::Attached));
+        }
+        self.switch(domain)
+    }
+
+    /// See [`Iommu::detach_group`].
+    fn detach(&self, domain: &Domain) -> Result<()> {
+        let (current, target) = self.read(|state| {
+            let target = if state.owner.is_some() { &self.iommu.blocked } else { &state.default };
+            (state.domain.clone(), target.clone())
+        });
+        if !current.ptr_eq(domain) {
+            return Err(Error::Invalid(InvalidReason::WrongDomain));
+        }
+        self.switch_or_block(&target);
+        Ok(())
     }
 
     /// Moves every device of the group to `domain`, or leaves all where they are.

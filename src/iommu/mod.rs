@@ -201,7 +201,9 @@ impl<P: Platform> Iommu<P> {
     /// The device that sends requests under `source`; of several behind one alias the one that was
     /// probed first. Constant time. Any context.
     pub fn find(&self, source: SourceId) -> Option<Device> {
-        self.devices.get(self.sources.get(source.as_u64())?).map(Device::new)
+        let device = self.devices.get(self.sources.get(source.as_u64())?).map(Device::new)?;
+        // Between the two looks the slot may have gone to another device.
+        device.sources().contains(&source).then_some(device)
     }
 
     /// Every device that was probed, also those that no IOMMU covers.
