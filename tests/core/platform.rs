@@ -152,7 +152,7 @@ unsafe impl Platform for Frames {
 
     fn spin_hint(&self) {
         // The clock runs as fast as it is read: who is waited for needs a processor before it is late.
-        if self.0.clock.load(Ordering::Relaxed) / 1000 % 64 == 0 {
+        if (self.0.clock.load(Ordering::Relaxed) / 1000).is_multiple_of(64) {
             std::thread::yield_now();
         }
     }
