@@ -8,15 +8,16 @@ mod hardware;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hardware::{CAP, Machine};
+use hardware::{CAP, ECAP, Machine};
 use iommu::arch::vtd;
 use iommu::arch::vtd::layout::descriptors::{Changed, ContextScope, IotlbScope, Request};
 use iommu::arch::vtd::layout::registers::Global;
-use iommu::arch::vtd::layout::{Cap, ContextEntry, DomainId};
+use iommu::arch::vtd::layout::{Cap, ContextEntry, DomainId, Ecap};
 use iommu::device::Trust;
 use iommu::pci::PciConfig;
 use iommu::{
-    Device, Domain, DomainKind, Error, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot,
+    Device, Domain, DomainKind, Error, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr, PhysRange,
+    Policy, Prot,
 };
 
 /// 00:04.0, alone.
@@ -36,14 +37,15 @@ impl PciConfig for OneFunction {
     fn write32(&self, _: PciAddress, _: u16, _: u32) {}
 }
 
-/// One unit at 0xfed90000 for all of segment 0 (VT-d 8.1, 8.3).
-fn dmar() -> Vec<u8> {
+/// One unit at 0xfed90000 for all of segment 0 (VT-d 8.1, 8.3), and what follows.
+fn dmar(more: &[u8]) -> Vec<u8> {
     let mut table = vec![0; 48];
     table[..4].copy_from_slice(b"DMAR");
     (table[8], table[36]) = (1, 38);
     table.extend([0, 0, 16, 0, 1, 0, 0, 0]);
     table.extend(0xfed9_0000u64.to_le_bytes());
-    table[4] = 64;
+    table.extend(more);
+    table[4] = table.len() as u8;
     table[9] = table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg();
     table
 }
@@ -58,8 +60,12 @@ impl World {
     fn new(cap: u64) -> Self {
         let machine = Machine::new();
         machine.hardware().cap = cap;
+        Self::on(machine, &dmar(&[]))
+    }
+
+    fn on(machine: Machine, table: &[u8]) -> Self {
         let iommu = Iommu::new(machine.clone(), Policy::default()).unwrap();
-        vtd::init(&iommu, &dmar()).unwrap();
+        vtd::init(&iommu, table).unwrap();
         let device = iommu.probe_pci(&OneFunction, FUNCTION, Trust::Trusted).unwrap();
         iommu.enable().unwrap();
         machine.hardware().executed.clear();
@@ -199,7 +205,7 @@ fn a_unit_that_stops_answering_is_fenced_and_comes_back() {
     let failed = unmap(&domain, tables);
     assert!(matches!(failed, Err(Error::Invalidation { reason: InvalidationReason::TimedOut, .. })), "{failed:?}");
     assert_eq!(world.machine.frames_in_use(), frames, "the detached table is kept");
-    assert_eq!(world.context(), entry.not_present(), "the device is blocked at once");
+    assert!(!world.context().is_present(), "the device is blocked at once");
     assert_eq!(unmap(&domain, mapped), Err(Error::Fenced));
     let group = world.device.group().unwrap();
     assert_eq!(world.iommu.replace(&other, group), Err(Error::Fenced));
@@ -236,4 +242,67 @@ fn what_leaves_a_fenced_unit_is_kept_until_it_is_reset() {
     assert!(machine.frames_in_use() < kept);
     drop(iommu);
     assert_eq!(machine.frames_in_use(), 0);
+}
+
+#[test]
+fn whatever_stops_the_queue_blocks_the_devices() {
+    let world = World::new(CAP | Cap::CM.bits());
+    let domain = world.domain();
+    world.iommu.attach_device(&domain, &world.device).unwrap();
+    let mapped = map(&domain, 0x5000, 0x1000).unwrap();
+    let entry = world.context();
+    // First it refuses the invalidation, then the wait that takes its place.
+    world.machine.hardware().refuses_all = true;
+    unmap(&domain, mapped).unwrap_err();
+    assert_eq!(domain.flush_deferred(), Err(Error::Fenced));
+    assert!(!world.context().is_present(), "what is unmapped may stay cached");
+    world.machine.hardware().refuses_all = false;
+    world.machine.hardware().faults = 0;
+    world.thaw();
+    world.executed();
+    world.iommu.resume().unwrap();
+    assert_eq!(world.context(), entry);
+    // Absent entries may be cached: all go after the device was let through again.
+    assert!(world.executed().contains(&Request::Context(ContextScope::Global)));
+    domain.flush_deferred().unwrap();
+    map(&domain, 0x5000, 0x1000).unwrap();
+}
+
+#[test]
+fn an_identity_table_holds_ram_and_reserved_memory_that_share_pages() {
+    let machine = Machine::new();
+    machine.hardware().ecap = ECAP & !Ecap::PT.bits();
+    let ram = [(0x1000, 0x9_fbff), (0x9_fc00, 0x9_ffff), (0x10_0000, 0x7f_f3ff)];
+    machine.hardware().ram =
+        ram.map(|(start, last)| PhysRange::new(PhysAddr::new(start), PhysAddr::new(last)).unwrap()).to_vec();
+    // For 00:04.0, from the last page of RAM on (VT-d 8.4).
+    let mut reserved = vec![1, 0, 32, 0, 0, 0, 0, 0];
+    reserved.extend(0x7f_f000u64.to_le_bytes());
+    reserved.extend(0x80_0fffu64.to_le_bytes());
+    reserved.extend([1, 8, 0, 0, 0, 0, 4, 0]);
+    let world = World::on(machine, &dmar(&reserved));
+    world.iommu.attach_device(world.iommu.identity_domain(), &world.device).unwrap();
+    for inside in [0x1000, 0x9_f000, 0x10_0000, 0x7f_f000, 0x80_0000] {
+        assert_eq!(translate(world.context(), inside), Some(inside));
+    }
+    for outside in [0, 0xa_0000, 0x80_1000] {
+        assert_eq!(translate(world.context(), outside), None);
+    }
+}
+
+/// Where the second stage of an entry leads (VT-d 9.8).
+fn translate(entry: ContextEntry, address: u64) -> Option<u64> {
+    let mut table = entry.table().as_u64();
+    for level in (0..entry.width()?.levels()).rev() {
+        let shift = 12 + 9 * level;
+        let found = word(table + (address >> shift & 511) * 8);
+        if found & 3 == 0 {
+            return None;
+        }
+        table = found & ((1 << 52) - (1 << 12));
+        if level == 0 || found & 1 << 7 != 0 {
+            return Some(table | address & ((1 << shift) - 1));
+        }
+    }
+    None
 }

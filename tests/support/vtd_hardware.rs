@@ -11,9 +11,9 @@ use std::time::Duration;
 use iommu::arch::vtd::driver::{Queue, QueueConfig, UnitRegisters};
 use iommu::arch::vtd::layout::Descriptor;
 use iommu::arch::vtd::layout::descriptors::{ContextScope, DeviceRange, Drain, IotlbScope, Request, WaitFlags};
-use iommu::arch::vtd::layout::registers::{FaultStatus, Global, offset};
+use iommu::arch::vtd::layout::registers::{FaultStatus, Global, PMEN_EPM, offset};
 use iommu::platform::{Hosted, Instant, Platform, Registers};
-use iommu::{PhysAddr, Result};
+use iommu::{PhysAddr, PhysRange, Result};
 
 const FRAME: usize = 4096;
 pub(crate) const CAP: u64 = 0x00d2_008c_222f_0606;
@@ -33,6 +33,11 @@ pub(crate) enum TimeOut {
 /// The unit.
 pub(crate) struct Hardware {
     pub(crate) cap: u64,
+    pub(crate) ecap: u64,
+    /// PMEN.
+    pub(crate) protected: u32,
+    /// What the platform says of RAM.
+    pub(crate) ram: Vec<PhysRange>,
     pub(crate) status: u32,
     pub(crate) commands: Vec<u32>,
     pub(crate) root: u64,
@@ -82,6 +87,9 @@ impl Machine {
         let frames = Arc::new(Mutex::new(Frames::default()));
         let hardware = Hardware {
             cap: CAP,
+            ecap: ECAP,
+            protected: 0,
+            ram: Vec::new(),
             status: 0,
             commands: Vec::new(),
             root: 0,
@@ -159,6 +167,11 @@ unsafe impl Platform for Machine {
     fn spin_hint(&self) {
         std::thread::yield_now();
     }
+
+    fn ram(&self, visit: &mut dyn FnMut(PhysRange)) {
+        let ram = self.hardware().ram.clone();
+        ram.into_iter().for_each(visit);
+    }
 }
 
 impl Machine {
@@ -182,9 +195,10 @@ impl Registers for Access {
         match offset {
             offset::VER => 0x10,
             offset::CAP => hardware.cap,
-            offset::ECAP => ECAP,
+            offset::ECAP => hardware.ecap,
             offset::GCMD => u64::from(hardware.status) << 32,
             offset::RTADDR => hardware.root,
+            0x60 => u64::from(hardware.protected) << 32,
             0x30 => u64::from(hardware.faults) << 32,
             offset::IQH => u64::from(hardware.head << 4),
             offset::IQT => u64::from(hardware.tail << 4),
@@ -200,6 +214,7 @@ impl Registers for Access {
             offset::GCMD => hardware.command(value),
             // Only what is written with 1 is cleared.
             offset::FSTS => hardware.faults &= !(value & 0x71),
+            offset::PMEN => hardware.protected = value & PMEN_EPM | value >> 31,
             offset::IQT => {
                 hardware.tail = value >> 4;
                 hardware.run();

@@ -8,10 +8,16 @@ use crate::hwmem::{Entry, FrameTable, Table};
 use crate::pgtable::WalkerCoherency;
 use crate::platform::Platform;
 
+/// Set in a context entry that is not present, where hardware reads nothing else: it was present, and
+/// [`Context::unfence`] makes it so again. Reserved in entries that are present (9.3).
+const FENCED: u64 = 1 << 4;
+const PRESENT: u64 = 1 << 0;
+
 /// The root table of a unit and the context tables below it, one for each bus with a device.
 ///
 /// Each context entry is changed by one processor at a time: its source belongs to a group, which is
-/// claimed meanwhile. Root entries are only ever filled.
+/// claimed meanwhile. Only fences come amid that, and exchange the low word. Root entries are only
+/// ever filled.
 #[derive(Debug)]
 pub(super) struct ContextTables<P: Platform> {
     platform: P,
@@ -116,10 +122,36 @@ impl<P: Platform> Context<'_, P> {
         self.make_visible();
     }
 
-    /// Makes the entry not present and changes nothing else.
-    pub(super) fn withdraw(&self) {
-        self.low().store(self.read().not_present().low);
-        self.make_visible();
+    /// Makes the entry not present and changes nothing else. Gives what it was, if it was present or
+    /// a fence has made it not present: then hardware may have it in a cache.
+    pub(super) fn withdraw(&self) -> Option<ContextEntry> {
+        let low = self.exchange_low(PRESENT | FENCED, |low| low & !(PRESENT | FENCED))?;
+        Some(ContextEntry { low: low & !FENCED | PRESENT, high: self.high().load() })
+    }
+
+    /// Makes the entry not present until [`unfence`](Self::unfence). Any processor, at any time.
+    pub(super) fn fence(&self) {
+        self.exchange_low(PRESENT, |low| low & !PRESENT | FENCED);
+    }
+
+    /// Undoes [`fence`](Self::fence), unless the entry was withdrawn meanwhile.
+    pub(super) fn unfence(&self) {
+        self.exchange_low(FENCED, |low| low & !FENCED | PRESENT);
+    }
+
+    /// Changes the low word if it has one of `bits`; gives what it was.
+    fn exchange_low(&self, bits: u64, change: impl Fn(u64) -> u64) -> Option<u64> {
+        let mut low = self.low().load();
+        while low & bits != 0 {
+            match self.low().compare_exchange(low, change(low)) {
+                Ok(()) => {
+                    self.make_visible();
+                    return Some(low);
+                }
+                Err(found) => low = found,
+            }
+        }
+        None
     }
 
     /// Clears an entry that is not present.

@@ -107,7 +107,7 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         let domain = DomainId::new(invalidation.tag.id as u16);
         let requests = iotlb_requests(self.capabilities(), domain, invalidation.ranges, invalidation.depth);
         let submitted = self.queue.submit(&self.registers, &requests);
-        match self.fence_on_time_out(submitted) {
+        match self.fence_with_queue(submitted) {
             Ok(ticket) => Ok(Ticket(ticket.sequence)),
             Err(Error::Fenced) if self.is_off() => Ok(NOTHING_TO_WAIT_FOR),
             Err(error) => Err(error),
@@ -118,7 +118,7 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         if ticket == NOTHING_TO_WAIT_FOR {
             return Ok(());
         }
-        self.fence_on_time_out(self.queue.wait(&self.registers, queue::Ticket { sequence: ticket.0 }))
+        self.fence_with_queue(self.queue.wait(&self.registers, queue::Ticket { sequence: ticket.0 }))
     }
 
     fn enable(&self) -> Result<()> {
@@ -134,7 +134,7 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         self.registers.set_root_table(self.tables.root(), TableMode::Legacy)?;
         let context = Request::Context(ContextScope::Global);
         let iotlb = Request::Iotlb(IotlbScope::Global, drain(self.capabilities()));
-        self.fence_on_time_out(self.queue.run(&self.registers, &[context.encode(), iotlb.encode()]))?;
+        self.fence_with_queue(self.queue.run(&self.registers, &[context.encode(), iotlb.encode()]))?;
         self.registers.enable_translation()?;
         self.release_quarantined();
         // Protected memory covered boot; from now on the tables protect.

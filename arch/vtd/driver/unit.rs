@@ -20,7 +20,7 @@ use crate::arch::vtd::layout::registers::Global;
 use crate::arch::vtd::layout::tables::TranslationType;
 use crate::arch::vtd::layout::{AddressWidth, Cap, ContextEntry, DomainId, Ecap};
 use crate::domain::{Domain, DomainKind, PagingDomain};
-use crate::error::{Error, IncompatibleReason, InvalidationReason, NoSpaceReason, Result, UnsupportedReason};
+use crate::error::{Error, IncompatibleReason, NoSpaceReason, Result, UnsupportedReason};
 use crate::frames::{IdBitmap, Ref, Slab};
 use crate::iommu::map_direct_region;
 use crate::iotlb::{CacheTag, Last};
@@ -173,10 +173,7 @@ impl<P: Platform> VtdUnit<P> {
         if domain.kind() == DomainKind::Blocked {
             return self.set_blocked(unit, requester, old);
         }
-        // What a fenced unit has cached is not known, so nothing may be let through.
-        if !self.queue.is_running() && !self.is_off() {
-            return Err(Error::Fenced);
-        }
+        self.refuse_if_fenced()?;
         let (entry, tag) = self.entry_for(unit, domain)?;
         let context = match self.tables.find_or_make(requester) {
             Ok(context) => context,
@@ -185,75 +182,55 @@ impl<P: Platform> VtdUnit<P> {
                 return Err(error);
             }
         };
-        let before = context.read();
-        if before == entry {
+        if context.read() == entry {
             // An alias that another device of the group has brought here.
             self.release(unit, domain, tag);
             return Ok(());
         }
-        let moved = self.withdraw(&context, requester, before).and_then(|()| {
-            context.publish(entry);
-            self.flush_absent(requester, entry)
-        });
-        match moved {
-            Ok(()) => {
-                self.release_entry(unit, old, before);
-                Ok(())
-            }
+        let before = match self.withdraw(&context, unit, requester, old) {
+            Ok(before) => before,
             Err(error) => {
-                // The unit has stopped answering. It may still use both domains.
-                context.withdraw();
-                context.clear();
-                self.quarantine(unit, domain, tag);
-                self.quarantine(unit, old, entry_tag(before));
-                Err(error)
+                // No hardware has seen the new entry.
+                self.release(unit, domain, tag);
+                return Err(error);
             }
+        };
+        context.publish(entry);
+        // Looked at again afterwards: a fence may have passed the entry before it was written.
+        let shown = self.flush_absent(requester, entry).and_then(|()| self.refuse_if_fenced());
+        if shown.is_err() {
+            context.withdraw();
+            context.clear();
+            self.quarantine(unit, domain, tag);
         }
+        self.release(unit, old, before);
+        shown
     }
 
     /// Blocks a requester that went through `old`.
     pub(super) fn set_blocked(&self, unit: &Unit, requester: u16, old: &Domain) -> Result<()> {
         // Without a context table it was never let through.
         let Some(context) = self.tables.find(requester) else { return Ok(()) };
-        let before = context.read();
-        if !before.is_present() {
-            // Where `fence` was here, the unit may still have the entry cached.
-            self.quarantine(unit, old, entry_tag(before));
-            context.clear();
-            return Ok(());
-        }
-        match self.withdraw(&context, requester, before) {
-            Ok(()) => {
-                self.release_entry(unit, old, before);
-                Ok(())
-            }
-            Err(error) => {
-                context.clear();
-                self.quarantine(unit, old, entry_tag(before));
-                Err(error)
-            }
-        }
+        let before = self.withdraw(&context, unit, requester, old)?;
+        self.release(unit, old, before);
+        Ok(())
     }
 
-    /// Blocks every device at once, because the unit does not do what it is told. The entries keep
-    /// what [`unfence`](Self::unfence) needs.
-    pub(super) fn fence(&self) {
-        self.tables.each(|context| {
-            if context.read().is_present() {
-                context.withdraw();
-            }
-        });
+    /// Blocks every device at once, because the unit does not do what it is told, until
+    /// [`unfence`](Self::unfence).
+    fn fence(&self) {
+        self.tables.each(|context| context.fence());
+    }
+
+    /// What a fenced unit has cached is not known, so nothing may be let through.
+    fn refuse_if_fenced(&self) -> Result<()> {
+        if self.queue.is_running() || self.is_off() { Ok(()) } else { Err(Error::Fenced) }
     }
 
     /// After a reset: lets devices through again that [`fence`](Self::fence) has blocked. The caller
     /// owes a global invalidation: absent entries may be cached as well.
     pub(super) fn unfence(&self) {
-        self.tables.each(|context| {
-            let entry = context.read();
-            if !entry.is_present() && entry.low != 0 {
-                context.publish(ContextEntry { low: entry.low | 1, ..entry });
-            }
-        });
+        self.tables.each(|context| context.unfence());
     }
 
     /// After a global invalidation: lets go what was quarantined.
@@ -315,15 +292,30 @@ impl<P: Platform> VtdUnit<P> {
         Ok(slot.get_or_insert_with(|| new.clone()).clone())
     }
 
-    /// Context entry P to NP (VT-d 6.5.3.3): not present, context cache, IOTLB, wait, clear.
-    fn withdraw(&self, context: &Context<'_, P>, requester: u16, before: ContextEntry) -> Result<()> {
-        if !before.is_present() {
-            return Ok(());
-        }
-        context.withdraw();
-        self.invalidate_context(before.domain_id(), requester, before.domain_id())?;
+    /// Context entry P to NP (VT-d 6.5.3.3): not present, context cache, IOTLB, wait, clear. Gives the
+    /// tag that the entry used, under which nothing is cached for it any more. After an error the
+    /// entry is not present all the same, and `old` is quarantined.
+    fn withdraw(
+        &self,
+        context: &Context<'_, P>,
+        unit: &Unit,
+        requester: u16,
+        old: &Domain,
+    ) -> Result<Option<CacheTag>> {
+        let before = context.withdraw();
+        let invalidated = match before {
+            Some(entry) => self.invalidate_context(entry.domain_id(), requester, entry.domain_id()),
+            None => Ok(()),
+        };
         context.clear();
-        Ok(())
+        let tag = before.and_then(entry_tag);
+        match invalidated {
+            Ok(()) => Ok(tag),
+            Err(error) => {
+                self.quarantine(unit, old, tag);
+                Err(error)
+            }
+        }
     }
 
     /// Context entry NP to P (VT-d 6.5.3.3): in caching mode the absent entry may be cached.
@@ -344,7 +336,7 @@ impl<P: Platform> VtdUnit<P> {
     /// Submits requests and waits for them; a unit that does not answer is fenced.
     pub(super) fn flush(&self, requests: &[Request; 2]) -> Result<()> {
         let result = self.queue.run(&self.registers, &requests.map(Request::encode));
-        match self.fence_on_time_out(result) {
+        match self.fence_with_queue(result) {
             Err(Error::Fenced) if self.is_off() => Ok(()),
             result => result,
         }
@@ -357,18 +349,13 @@ impl<P: Platform> VtdUnit<P> {
         self.registers.status().is_ok_and(|status| !status.intersects(Global::TE | Global::QIE))
     }
 
-    pub(super) fn fence_on_time_out<T>(&self, result: Result<T>) -> Result<T> {
-        if let Err(Error::Invalidation { reason: InvalidationReason::TimedOut, .. }) = result {
+    /// Blocks every device after an error with which the queue was fenced, whoever fenced it: what was
+    /// to be invalidated may stay in caches.
+    pub(super) fn fence_with_queue<T>(&self, result: Result<T>) -> Result<T> {
+        if result.is_err() && self.queue.is_fenced() {
             self.fence();
         }
         result
-    }
-
-    /// Gives back the tag that an entry used, after everything under it was invalidated.
-    fn release_entry(&self, unit: &Unit, domain: &Domain, entry: ContextEntry) {
-        if entry.is_present() {
-            self.release(unit, domain, entry_tag(entry));
-        }
     }
 
     fn release(&self, unit: &Unit, domain: &Domain, tag: Option<CacheTag>) {

@@ -245,6 +245,11 @@ impl<P: Platform> Queue<P> {
         self.state.lock(&self.platform).mode == Mode::Running
     }
 
+    /// Whether the queue was fenced and not reset since. *Any context.*
+    pub fn is_fenced(&self) -> bool {
+        self.state.lock(&self.platform).mode == Mode::Fenced
+    }
+
     fn platform(&self) -> &P {
         &self.platform
     }
