@@ -10,14 +10,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hardware::{CAP, ECAP, Machine};
 use iommu::arch::vtd;
+use iommu::arch::vtd::dmar::DmarFlags;
 use iommu::arch::vtd::layout::descriptors::{Changed, ContextScope, IotlbScope, Request};
-use iommu::arch::vtd::layout::registers::Global;
+use iommu::arch::vtd::layout::registers::{Global, PMEN_EPM, PMEN_PRS};
 use iommu::arch::vtd::layout::{Cap, ContextEntry, DomainId, Ecap};
 use iommu::device::Trust;
+use iommu::ops::Capability;
 use iommu::pci::PciConfig;
 use iommu::{
-    Device, Domain, DomainKind, Error, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr, PhysRange,
-    Policy, Prot,
+    BootPolicy, Device, Domain, DomainKind, Error, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr,
+    PhysRange, Policy, Prot,
 };
 
 /// 00:04.0, alone.
@@ -38,10 +40,10 @@ impl PciConfig for OneFunction {
 }
 
 /// One unit at 0xfed90000 for all of segment 0 (VT-d 8.1, 8.3), and what follows.
-fn dmar(more: &[u8]) -> Vec<u8> {
+fn dmar(flags: u8, more: &[u8]) -> Vec<u8> {
     let mut table = vec![0; 48];
     table[..4].copy_from_slice(b"DMAR");
-    (table[8], table[36]) = (1, 38);
+    (table[8], table[36], table[37]) = (1, 38, flags);
     table.extend([0, 0, 16, 0, 1, 0, 0, 0]);
     table.extend(0xfed9_0000u64.to_le_bytes());
     table.extend(more);
@@ -60,7 +62,7 @@ impl World {
     fn new(cap: u64) -> Self {
         let machine = Machine::new();
         machine.hardware().cap = cap;
-        Self::on(machine, &dmar(&[]))
+        Self::on(machine, &dmar(0, &[]))
     }
 
     fn on(machine: Machine, table: &[u8]) -> Self {
@@ -280,7 +282,7 @@ fn an_identity_table_holds_ram_and_reserved_memory_that_share_pages() {
     reserved.extend(0x7f_f000u64.to_le_bytes());
     reserved.extend(0x80_0fffu64.to_le_bytes());
     reserved.extend([1, 8, 0, 0, 0, 0, 4, 0]);
-    let world = World::on(machine, &dmar(&reserved));
+    let world = World::on(machine, &dmar(0, &reserved));
     world.iommu.attach_device(world.iommu.identity_domain(), &world.device).unwrap();
     for inside in [0x1000, 0x9_f000, 0x10_0000, 0x7f_f000, 0x80_0000] {
         assert_eq!(translate(world.context(), inside), Some(inside));
@@ -305,4 +307,26 @@ fn translate(entry: ContextEntry, address: u64) -> Option<u64> {
         }
     }
     None
+}
+
+#[test]
+fn protected_memory_ends_with_translation_and_without_it() {
+    for boot in [BootPolicy::Blocked, BootPolicy::Off] {
+        let machine = Machine::new();
+        machine.hardware().cap = CAP | Cap::PLMR.bits();
+        machine.hardware().protected = PMEN_EPM | PMEN_PRS;
+        let iommu = Iommu::new(machine.clone(), Policy { boot, ..Policy::default() }).unwrap();
+        vtd::init(&iommu, &dmar(0, &[])).unwrap();
+        assert_eq!(machine.hardware().protected, PMEN_EPM | PMEN_PRS, "until something else decides");
+        iommu.enable().unwrap();
+        assert_eq!(machine.hardware().protected, 0);
+    }
+}
+
+#[test]
+fn firmware_that_blocked_dma_before_says_so() {
+    for (flags, expected) in [(0, false), (DmarFlags::DMA_CTRL_PLATFORM_OPT_IN_FLAG.bits(), true)] {
+        let world = World::on(Machine::new(), &dmar(flags, &[]));
+        assert_eq!(world.iommu.capable(&world.device, Capability::PreBootProtection), expected);
+    }
 }

@@ -7,6 +7,7 @@ use super::invalidation::{drain, iotlb_requests};
 use super::queue;
 use super::unit::VtdUnit;
 use crate::addr::{Iova, IovaRange, PhysAddr};
+use crate::arch::vtd::dmar::DmarFlags;
 use crate::arch::vtd::layout::descriptors::{ContextScope, IotlbScope, Request};
 use crate::arch::vtd::layout::registers::TableMode;
 use crate::arch::vtd::layout::{self, DomainId};
@@ -79,6 +80,10 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         match capability {
             // DMA snoops on this architecture unless a device asks otherwise.
             Capability::CacheCoherency | Capability::DeferredFlush => true,
+            Capability::PreBootProtection => {
+                let opt_in = DmarFlags::DMA_CTRL_PLATFORM_OPT_IN_FLAG;
+                self.firmware.dmar().is_ok_and(|dmar| dmar.flags().contains(opt_in))
+            }
             // Not said by the second stage of legacy mode, or not offered by this driver.
             _ => false,
         }
@@ -142,7 +147,9 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
     }
 
     fn shutdown(&self) -> Result<()> {
-        self.stop()
+        self.stop()?;
+        // What `enable` turned off, or what firmware left on for a kernel without IOMMU.
+        self.registers.disable_protected_memory()
     }
 
     fn suspend(&self) -> Result<()> {
