@@ -4,7 +4,7 @@ use core::fmt;
 
 use crate::error::{Error, Result};
 use crate::frames::Ref;
-use crate::group::Group;
+use crate::group::{Group, GroupKey};
 use crate::id::{PciAddress, SourceId};
 use crate::ops::Unit;
 use crate::pci::{MAX_ALIASES, MAX_DEPTH};
@@ -98,6 +98,7 @@ pub(crate) struct DeviceSlot {
 /// The part that only a covered device has.
 pub(crate) struct DeviceIommu {
     pub(crate) unit: Unit,
+    pub(crate) key: GroupKey,
     pub(crate) group: Group,
     pub(crate) regions: ReservedRegions,
     pub(crate) windows: Windows,

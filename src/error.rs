@@ -126,6 +126,8 @@ reasons! {
         Pasid => "no usable PASID",
         /// An id is registered already.
         Duplicate => "registered already",
+        /// The device cannot be told apart from devices of two groups.
+        TwoGroups => "not to be told apart from devices of two groups",
         /// The configuration contradicts itself.
         Configuration => "contradictory configuration",
     }

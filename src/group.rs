@@ -19,18 +19,17 @@ pub struct Owner(pub NonZeroU64);
 #[derive(Clone)]
 pub struct Group(Ref<GroupSlot>);
 
-/// What the members of a group have in common.
+/// Devices with equal keys share a group.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GroupKey {
     /// PCI functions that topology and ACS do not keep apart.
     Pci(pci::GroupKey),
-    /// A platform device, alone.
+    /// A platform device, by the first of its source ids.
     Platform(SourceId),
 }
 
 /// What lies in the slab for each group.
 pub(crate) struct GroupSlot {
-    pub(crate) key: GroupKey,
     /// Guards the state. Held for a few loads and stores; taken after no other lock.
     pub(crate) state: Lock<GroupState>,
 }

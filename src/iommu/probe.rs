@@ -7,7 +7,7 @@ use crate::device::{Device, DeviceFeatures, DeviceId, DeviceInfo, DeviceIommu, D
 use crate::domain::{Domain, DomainKind};
 use crate::error::{BusyReason, Error, InvalidReason, Result, WaitReason};
 use crate::group::{Group, GroupKey, GroupSlot, GroupState};
-use crate::id::PciAddress;
+use crate::id::{PciAddress, SourceId};
 use crate::ops::{Coverage, DomainSpec, Unit};
 use crate::pci::{self, PciConfig, PciFunction};
 use crate::platform::Platform;
@@ -26,7 +26,9 @@ impl<P: Platform> Iommu<P> {
     /// # Errors
     /// [`Error::NoDevice`] when the function does not answer, when no IOMMU covers it (it is listed
     /// by [`uncovered`](Self::uncovered) then) or with [`BootPolicy::Off`];
-    /// [`InvalidReason::Duplicate`] when it was probed before. After any error it is blocked.
+    /// [`InvalidReason::Duplicate`] when it was probed before; [`InvalidReason::TwoGroups`] when
+    /// devices of two groups cannot be told apart from it, so that it would have to be probed before
+    /// them. After any error it is blocked.
     #[doc(alias = "iommu_probe_device")]
     pub fn probe_pci(&self, pci: &dyn PciConfig, address: PciAddress, trust: Trust) -> Result<Device> {
         let function = PciFunction::read(pci, address).ok_or(Error::NoDevice)?;
@@ -43,7 +45,7 @@ impl<P: Platform> Iommu<P> {
         self.probe(info, key, pci)
     }
 
-    /// Takes in a platform device, alone in its group.
+    /// Takes in a platform device. It shares its group with those that share a source id with it.
     ///
     /// # Errors
     /// As [`probe_pci`](Self::probe_pci).
@@ -96,16 +98,16 @@ impl<P: Platform> Iommu<P> {
         let mut regions = ReservedRegions::default();
         unit.reserved_regions(&info, pci, &mut regions)?;
         let windows = windows_without(unit.windows(), &regions)?;
-        // A group that all devices have left may still be held by somebody, and is not used again.
-        let known = self.groups.iter().filter(|group| group.key == key).map(Group::new);
-        let group = match known.into_iter().find(|group| self.members(group).next().is_some()) {
+        let group = match self.group_of_peers(key, &info.sources)? {
             Some(group) => group,
-            None => self.new_group(key, &unit, &info, default_windows(&windows, &regions)?)?,
+            None => self.new_group(&unit, &info, default_windows(&windows, &regions)?)?,
         };
         // From here on nobody else changes the group, of which the device is a member at once.
         let claim = self.claim(&group)?;
-        let device = self
-            .register(DeviceSlot { info, iommu: Some(DeviceIommu { unit, group: group.clone(), regions, windows }) })?;
+        let device = self.register(DeviceSlot {
+            info,
+            iommu: Some(DeviceIommu { unit, key, group: group.clone(), regions, windows }),
+        })?;
         if let Err(error) = claim.admit(&device) {
             self.forget(&device);
             return Err(error);
@@ -126,7 +128,25 @@ impl<P: Platform> Iommu<P> {
         rest
     }
 
-    fn new_group(&self, key: GroupKey, unit: &Unit, info: &DeviceInfo, windows: Windows) -> Result<Group> {
+    /// The group of the devices that cannot be told apart from a new one: by what its key says, or
+    /// because requests of both arrive under one source id. A group that all devices have left may
+    /// still be held by somebody, and is not used again.
+    fn group_of_peers(&self, key: GroupKey, sources: &[SourceId]) -> Result<Option<Group>> {
+        let mut found: Option<Group> = None;
+        for device in self.devices() {
+            let Ok(peer) = device.iommu() else { continue };
+            if peer.key != key && !device.sources().iter().any(|source| sources.contains(source)) {
+                continue;
+            }
+            match &found {
+                Some(group) if *group != peer.group => return Err(Error::Invalid(InvalidReason::TwoGroups)),
+                _ => found = Some(peer.group.clone()),
+            }
+        }
+        Ok(found)
+    }
+
+    fn new_group(&self, unit: &Unit, info: &DeviceInfo, windows: Windows) -> Result<Group> {
         let default = match self.default_kind(unit, info) {
             DomainKind::Identity => self.identity.clone(),
             DomainKind::Blocked => self.blocked.clone(),
@@ -138,7 +158,7 @@ impl<P: Platform> Iommu<P> {
             default.clone()
         };
         let state = GroupState { changing: false, domain, default, drivers: 0, owner: None };
-        let slot = self.groups.insert(GroupSlot { key, state: Lock::new(state) }).map_err(|(error, _)| error)?;
+        let slot = self.groups.insert(GroupSlot { state: Lock::new(state) }).map_err(|(error, _)| error)?;
         Ok(Group::new(slot))
     }
 

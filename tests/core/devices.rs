@@ -153,6 +153,26 @@ fn devices_behind_one_alias_share_a_group_and_the_alias() {
 }
 
 #[test]
+fn two_groups_never_share_a_source() {
+    let world = World::new(1);
+    let behind = |alias, id| world.iommu.probe_platform(info(&[source(100 + id), source(alias), source(id)]));
+    let (first, second) = (behind(9, 1).unwrap(), behind(9, 2).unwrap());
+    assert_eq!(group(&first), group(&second), "whatever they name first");
+    let other = behind(8, 3).unwrap();
+    assert_ne!(group(&other), group(&first));
+    let before = world.frames.in_use();
+    let bridge = world.iommu.probe_platform(info(&[source(8), source(9), source(4)]));
+    assert_eq!(bridge.unwrap_err(), Error::Invalid(InvalidReason::TwoGroups));
+    assert!(world.unit().domain_of(source(4)).is_none());
+    assert_eq!(world.frames.in_use(), before);
+    // Once the two are one, it is probed.
+    world.iommu.release_device(&other).unwrap();
+    let bridge = world.iommu.probe_platform(info(&[source(8), source(9), source(4)])).unwrap();
+    assert_eq!(group(&bridge), group(&first));
+    assert_eq!(group(&behind(8, 3).unwrap()), group(&first));
+}
+
+#[test]
 fn a_device_joining_a_group_is_not_attached_halfway() {
     let world = World::new(1);
     let first = world.behind(1, 2);
