@@ -12,7 +12,7 @@ use hardware::{CAP, ECAP, Machine};
 use iommu::arch::vtd;
 use iommu::arch::vtd::dmar::DmarFlags;
 use iommu::arch::vtd::layout::descriptors::{Changed, ContextScope, IotlbScope, Request};
-use iommu::arch::vtd::layout::registers::{Global, PMEN_EPM, PMEN_PRS};
+use iommu::arch::vtd::layout::registers::{Global, PMEN_EPM, PMEN_PRS, TableMode};
 use iommu::arch::vtd::layout::{Cap, ContextEntry, DomainId, Ecap};
 use iommu::device::Trust;
 use iommu::ops::Capability;
@@ -329,4 +329,15 @@ fn firmware_that_blocked_dma_before_says_so() {
         let world = World::on(Machine::new(), &dmar(flags, &[]));
         assert_eq!(world.iommu.capable(&world.device, Capability::PreBootProtection), expected);
     }
+}
+
+#[test]
+fn a_unit_is_taken_over_from_a_kernel_that_used_all_of_it() {
+    let machine = Machine::new();
+    machine.hardware().status = (Global::TE | Global::IRE).bits();
+    machine.hardware().root = TableMode::Scalable.root_table_address(PhysAddr::new(0xdead_0000));
+    let world = World::on(machine, &dmar(0, &[]));
+    let status = Global::from_bits_retain(world.machine.hardware().status);
+    assert!(status.contains(Global::TE | Global::QIE) && !status.contains(Global::IRE));
+    assert!(world.context().is_present());
 }

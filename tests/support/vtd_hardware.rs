@@ -226,7 +226,11 @@ impl Registers for Access {
     fn write64(&self, offset: usize, value: u64) {
         let mut hardware = self.0.lock().unwrap();
         match offset {
-            offset::RTADDR => hardware.root = value,
+            offset::RTADDR => {
+                let (mode, on) = (0xc00, hardware.status & Global::TE.bits() != 0);
+                assert!(!on || (hardware.root ^ value) & mode == 0, "the table mode changed while translation is on");
+                hardware.root = value;
+            }
             offset::IQA => {
                 let running = hardware.status & Global::QIE.bits() != 0 && hardware.gone.is_none();
                 assert!(!running, "IQA was changed under a running queue");

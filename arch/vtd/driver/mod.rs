@@ -39,7 +39,8 @@ use crate::platform::Platform;
 ///
 /// `dmar` is the whole table as firmware left it; it is copied. Afterwards the kernel probes its
 /// devices, which maps their direct regions (RMRR), and calls [`Iommu::enable`]. Until then
-/// translation stays as firmware or a previous kernel left it. Task only.
+/// translation stays as firmware or a previous kernel left it; interrupt remapping, which this crate
+/// does not do yet, is turned off. Task only.
 ///
 /// # Errors
 /// [`Error::Firmware`] for a malformed table, or one without a unit; [`Error::Unsupported`] for a

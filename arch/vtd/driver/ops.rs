@@ -136,6 +136,11 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         // VT-d 11.4.5: the root table first; what was cached under the old one goes before the new
         // one is relied on. Not by `flush`, which has nothing to do when the unit is off.
         self.registers.flush_write_buffer()?;
+        // The mode may only change while translation is off: a previous kernel may have
+        // left scalable mode on.
+        if self.registers.is_translating()? && !self.registers.is_in_mode(TableMode::Legacy) {
+            self.registers.disable_translation()?;
+        }
         self.registers.set_root_table(self.tables.root(), TableMode::Legacy)?;
         let context = Request::Context(ContextScope::Global);
         let iotlb = Request::Iotlb(IotlbScope::Global, drain(self.capabilities()));

@@ -99,7 +99,8 @@ impl<P: Platform> UnitRegisters<P> {
     /// written to the tables before is visible to it.
     ///
     /// Unless the unit has CAP.ESRTPS, the caller owes a global invalidation of the context cache,
-    /// then of the IOTLB. While translation is on, the new tables must translate as the old ones.
+    /// then of the IOTLB. While translation is on, the mode must stay, and what is under way is
+    /// translated by the old tables or the new ones.
     ///
     /// # Errors
     /// [`Error::TimedOut`], [`Error::NoDevice`].
@@ -125,6 +126,24 @@ impl<P: Platform> UnitRegisters<P> {
     pub fn disable_translation(&self) -> Result<()> {
         let _turn = self.take_turn()?;
         self.command(Global::empty(), Global::TE, |status| !status.contains(Global::TE))
+    }
+
+    /// Whether the root table that the unit was told last is in this mode. *Any context.*
+    pub fn is_in_mode(&self, mode: TableMode) -> bool {
+        TableMode::of_root_table_address(self.registers.read64(offset::RTADDR)) == Some(mode)
+    }
+
+    /// Turns interrupt remapping off, if firmware or a previous kernel left it on: from now on devices
+    /// raise interrupts as they are (VT-d 5.1).
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`], [`Error::NoDevice`].
+    pub fn disable_interrupt_remapping(&self) -> Result<()> {
+        if !self.status()?.contains(Global::IRE) {
+            return Ok(());
+        }
+        let _turn = self.take_turn()?;
+        self.command(Global::empty(), Global::IRE, |status| !status.contains(Global::IRE))
     }
 
     /// Flushes the write buffers of a unit that needs it (CAP.RWBF); nothing on others (VT-d 6.8).

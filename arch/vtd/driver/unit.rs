@@ -68,7 +68,7 @@ pub struct VtdUnit<P: Platform> {
 impl<P: Platform> VtdUnit<P> {
     /// Takes over the unit at `base`: its capabilities are read, its invalidation queue is started,
     /// old faults are cleared. What translation firmware left on stays until
-    /// [`enable`](Self::enable).
+    /// [`enable`](Self::enable); interrupt remapping is turned off.
     pub(super) fn new(platform: P, base: PhysAddr, segment: u16, firmware: Ref<Firmware<P>>) -> Result<Self> {
         let registers = UnitRegisters::map(platform.clone(), base)?;
         let capabilities = *registers.capabilities();
@@ -87,6 +87,8 @@ impl<P: Platform> VtdUnit<P> {
         let tables = ContextTables::new(platform.clone(), coherency(&capabilities))?;
         let domains = Slab::new(platform.clone())?;
         let faults = FaultLog::new();
+        // The table belongs to whoever left it on, and its memory may be in use for something else.
+        registers.disable_interrupt_remapping()?;
         // Last, for nothing may fail afterwards: the hardware uses the queue from now on.
         queue.start(&registers)?;
         faults.clear(&registers);
