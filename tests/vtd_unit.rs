@@ -144,6 +144,19 @@ fn a_change_of_domain_invalidates_what_was_under_the_old_number() {
 }
 
 #[test]
+fn the_iotlb_follows_the_context_cache_in_whatever_order_a_unit_executes() {
+    let machine = Machine::new();
+    (machine.hardware().cap, machine.hardware().lazy) = (CAP | Cap::CM.bits(), true);
+    let world = World::on(machine, &dmar(0, &[]));
+    let (domain, before) = (world.domain(), world.context().domain_id());
+    world.iommu.attach_device(&domain, &world.device).unwrap();
+    let executed = world.executed();
+    let (old, new) = executed.split_at(2);
+    assert!(is_context_flush(old, before, before));
+    assert!(is_context_flush(new, DomainId::new(0), world.context().domain_id()));
+}
+
+#[test]
 fn unmap_names_the_pages_and_whether_tables_went() {
     let world = World::new(CAP);
     let domain = world.domain();

@@ -353,7 +353,8 @@ impl Hardware {
     }
 
     /// 6.5.2.12: a wait stands only for what is behind the previous wait, and without the fence flag
-    /// later descriptors may overtake it. Whatever may be late is late.
+    /// later descriptors may overtake it; nothing says in which order requests between two waits are
+    /// executed. Whatever may be late is late.
     fn run_lazily(&mut self) {
         let mut late = Vec::new();
         let mut group = Vec::new();
@@ -376,7 +377,8 @@ impl Hardware {
     }
 
     fn execute(&mut self, group: &[Descriptor]) {
-        for descriptor in group {
+        let (requests, wait) = group.split_at(group.len().saturating_sub(1));
+        for descriptor in requests.iter().rev().chain(wait) {
             match descriptor.decode().unwrap() {
                 Request::Wait { flags, address, data } => self.complete(flags, address, data),
                 _ => self.executed.push(*descriptor),

@@ -3,12 +3,12 @@
 use core::any::Any;
 
 use super::firmware::secondary_bus;
-use super::invalidation::{drain, iotlb_requests};
+use super::invalidation::iotlb_requests;
 use super::queue;
 use super::unit::VtdUnit;
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::arch::vtd::dmar::DmarFlags;
-use crate::arch::vtd::layout::descriptors::{ContextScope, IotlbScope, Request};
+use crate::arch::vtd::layout::descriptors::{ContextScope, IotlbScope};
 use crate::arch::vtd::layout::registers::TableMode;
 use crate::arch::vtd::layout::{self, DomainId};
 use crate::device::{DeviceId, DeviceInfo};
@@ -134,17 +134,14 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         }
         self.unfence();
         // VT-d 11.4.5: the root table first; what was cached under the old one goes before the new
-        // one is relied on. Not by `flush`, which has nothing to do when the unit is off.
+        // one is relied on.
         self.registers.flush_write_buffer()?;
-        // The mode may only change while translation is off: a previous kernel may have
-        // left scalable mode on.
+        // The mode may only change while translation is off; a previous kernel may have left another.
         if self.registers.is_translating()? && !self.registers.is_in_mode(TableMode::Legacy) {
             self.registers.disable_translation()?;
         }
         self.registers.set_root_table(self.tables.root(), TableMode::Legacy)?;
-        let context = Request::Context(ContextScope::Global);
-        let iotlb = Request::Iotlb(IotlbScope::Global, drain(self.capabilities()));
-        self.fence_with_queue(self.queue.run(&self.registers, &[context.encode(), iotlb.encode()]))?;
+        self.flush(ContextScope::Global, IotlbScope::Global)?;
         self.registers.enable_translation()?;
         self.release_quarantined();
         // Protected memory covered boot; from now on the tables protect.

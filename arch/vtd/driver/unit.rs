@@ -330,18 +330,18 @@ impl<P: Platform> VtdUnit<P> {
 
     fn invalidate_context(&self, cached: DomainId, source: u16, domain: DomainId) -> Result<()> {
         let context = ContextScope::Device { domain: cached, source, function_mask: 0 };
-        let requests =
-            [Request::Context(context), Request::Iotlb(IotlbScope::Domain(domain), drain(self.capabilities()))];
-        self.flush(&requests)
-    }
-
-    /// Submits requests and waits for them; a unit that does not answer is fenced.
-    pub(super) fn flush(&self, requests: &[Request; 2]) -> Result<()> {
-        let result = self.queue.run(&self.registers, &requests.map(Request::encode));
-        match self.fence_with_queue(result) {
+        match self.flush(context, IotlbScope::Domain(domain)) {
             Err(Error::Fenced) if self.is_off() => Ok(()),
             result => result,
         }
+    }
+
+    /// Invalidates in the context cache, then in the IOTLB, and waits for each: requests without a wait
+    /// between them may be executed in any order, and a stale context entry would fill the IOTLB again.
+    pub(super) fn flush(&self, context: ContextScope, iotlb: IotlbScope) -> Result<()> {
+        [Request::Context(context), Request::Iotlb(iotlb, drain(self.capabilities()))]
+            .iter()
+            .try_for_each(|request| self.fence_with_queue(self.queue.run(&self.registers, &[request.encode()])))
     }
 
     /// Whether translation and queue are off, after [`stop`](Self::stop). Nothing needs to be
