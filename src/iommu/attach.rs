@@ -272,17 +272,17 @@ impl<P: Platform> Claim<'_, P> {
         self.iommu.members(self.group).filter(move |device| Some(device) != newcomer)
     }
 
-    /// The sources of a device that no other member shares.
+    /// The sources of a device that no other member behind its unit shares.
     fn own_sources(&self, device: &Device) -> impl Iterator<Item = SourceId> {
-        let shared = move |source: &SourceId| self.members(Some(device)).any(|other| other.sources().contains(source));
+        let shared = move |source: &SourceId| self.members(Some(device)).any(|other| sends_as(&other, device, *source));
         device.sources().iter().copied().filter(move |source| !shared(source))
     }
 
-    /// Every source id of the members with a device that uses it, each id once.
+    /// Every source id of the members with a device that uses it, each id once a unit.
     fn sources(&self, newcomer: Option<&Device>) -> impl Iterator<Item = (Device, SourceId)> {
         self.members(newcomer).flat_map(move |device| {
             let is_first_user = |source: &SourceId| {
-                self.members(newcomer).find(|member| member.sources().contains(source)).as_ref() == Some(&device)
+                self.members(newcomer).find(|member| sends_as(member, &device, *source)).as_ref() == Some(&device)
             };
             let sources: heapless::Vec<SourceId, MAX_SOURCES> =
                 device.sources().iter().copied().filter(is_first_user).collect();
@@ -300,6 +300,13 @@ impl<P: Platform> Drop for Claim<'_, P> {
     fn drop(&mut self) {
         self.write(|state| state.changing = false);
     }
+}
+
+/// Whether `other` is behind the unit of `device` and sends requests under `source`. Should firmware
+/// put devices that share an alias behind different units, each unit knows of the alias.
+fn sends_as(other: &Device, device: &Device, source: SourceId) -> bool {
+    let same_unit = matches!((other.unit(), device.unit()), (Ok(theirs), Ok(ours)) if theirs.ptr_eq(ours));
+    same_unit && other.sources().contains(&source)
 }
 
 /// Which direct regions a domain must hold.

@@ -241,3 +241,24 @@ fn probes_and_changes_on_several_threads() {
     assert_eq!(world.unit().ids().in_use(), 1);
     assert_eq!(world.end(), 0);
 }
+
+#[test]
+fn an_alias_behind_two_units_is_known_to_both() {
+    let world = World::new(2);
+    let first = world.behind(1, 2);
+    // Firmware that contradicts itself.
+    world.units[0].state().coverage = Coverage::Rest;
+    world.units[1].state().named.push(source(1));
+    let second = world.behind(1, 3);
+    assert_eq!(group(&first), group(&second));
+    assert!(!first.unit().unwrap().ptr_eq(second.unit().unwrap()));
+    let domain = world.iommu.paging_domain(&[&first, &second]).unwrap();
+    map(&domain, pages(1, 1), 0x8000, Prot::RW).unwrap();
+    world.iommu.attach_group(&domain, group(&first)).unwrap();
+    let reach = |unit: usize, id| world.units[unit].dma(source(id), 0x1000, Prot::READ);
+    assert_eq!([reach(0, 1), reach(0, 2), reach(1, 1), reach(1, 3)], [Some(0x8000); 4]);
+    world.iommu.release_device(&first).unwrap();
+    assert_eq!([reach(0, 1), reach(0, 2), reach(1, 1), reach(1, 3)], [None, None, Some(0x8000), Some(0x8000)]);
+    world.iommu.release_device(&second).unwrap();
+    assert_eq!([reach(1, 1), reach(1, 3)], [None; 2]);
+}
