@@ -354,3 +354,38 @@ fn a_unit_is_taken_over_from_a_kernel_that_used_all_of_it() {
     assert!(status.contains(Global::TE | Global::QIE) && !status.contains(Global::IRE));
     assert!(world.context().is_present());
 }
+
+#[test]
+fn a_unit_that_was_shut_down_can_be_enabled_again() {
+    let world = World::new(CAP);
+    let on = Global::TE | Global::QIE;
+    let is_on = || Global::from_bits_retain(world.machine.hardware().status).contains(on);
+    assert!(is_on());
+    world.iommu.shutdown().unwrap();
+    assert!(!is_on());
+    world.executed();
+    world.iommu.enable().unwrap();
+    assert!(is_on(), "with its queue");
+    // Nobody knows what happened to its caches meanwhile.
+    let executed = world.executed();
+    assert!(
+        matches!(executed[..], [Request::Context(ContextScope::Global), Request::Iotlb(IotlbScope::Global, _)]),
+        "{executed:?}"
+    );
+}
+
+#[test]
+fn a_fenced_unit_that_is_shut_down_keeps_nothing() {
+    let world = World::new(CAP);
+    let domain = world.domain();
+    world.iommu.attach_device(&domain, &world.device).unwrap();
+    let mapped = map(&domain, 0x5000, 0x1000).unwrap();
+    world.machine.hardware().frozen = true;
+    unmap(&domain, mapped).unwrap_err();
+    world.iommu.detach_device(&domain, &world.device).unwrap();
+    world.thaw();
+    world.iommu.shutdown().unwrap();
+    let World { machine, iommu, device } = world;
+    drop((domain, device, iommu));
+    assert_eq!(machine.frames_in_use(), 0);
+}

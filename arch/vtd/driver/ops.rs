@@ -133,15 +133,11 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
             Err(error) => return Err(error),
         }
         self.unfence();
-        // VT-d 11.4.5: the root table first; what was cached under the old one goes before the new
-        // one is relied on.
-        self.registers.flush_write_buffer()?;
-        // The mode may only change while translation is off; a previous kernel may have left another.
-        if self.registers.is_translating()? && !self.registers.is_in_mode(TableMode::Legacy) {
-            self.registers.disable_translation()?;
+        if let Err(error) = self.install_tables() {
+            // What is still cached must not meet entries that were let through again.
+            self.fence();
+            return Err(error);
         }
-        self.registers.set_root_table(self.tables.root(), TableMode::Legacy)?;
-        self.flush(ContextScope::Global, IotlbScope::Global)?;
         self.registers.enable_translation()?;
         self.release_quarantined();
         // Protected memory covered boot; from now on the tables protect.
@@ -193,11 +189,27 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
 }
 
 impl<P: Platform> VtdUnit<P> {
+    /// Makes the unit use the tables, and nothing that it has cached.
+    fn install_tables(&self) -> Result<()> {
+        // VT-d 11.4.5: the root table first; what was cached under the old one goes before the new
+        // one is relied on.
+        self.registers.flush_write_buffer()?;
+        // The mode may only change while translation is off; a previous kernel may have left another.
+        if self.registers.is_translating()? && !self.registers.is_in_mode(TableMode::Legacy) {
+            self.registers.disable_translation()?;
+        }
+        self.registers.set_root_table(self.tables.root(), TableMode::Legacy)?;
+        self.flush(ContextScope::Global, IotlbScope::Global)
+    }
+
     /// Translation off, interrupt masked, queue off.
     pub(super) fn stop(&self) -> Result<()> {
         self.registers.mask_fault_interrupt();
         self.registers.disable_translation()?;
-        self.queue.stop(&self.registers)
+        self.queue.stop(&self.registers)?;
+        // Nothing is walked now, and nothing cached is used again.
+        self.release_quarantined();
+        Ok(())
     }
 }
 

@@ -220,7 +220,7 @@ impl<P: Platform> VtdUnit<P> {
 
     /// Blocks every device at once, because the unit does not do what it is told, until
     /// [`unfence`](Self::unfence).
-    fn fence(&self) {
+    pub(super) fn fence(&self) {
         self.tables.each(|context| context.fence());
     }
 
@@ -235,7 +235,7 @@ impl<P: Platform> VtdUnit<P> {
         self.tables.each(|context| context.unfence());
     }
 
-    /// After a global invalidation: lets go what was quarantined.
+    /// After a global invalidation, or when the unit is off: lets go what was quarantined.
     pub(super) fn release_quarantined(&self) {
         let held = core::mem::take(&mut *self.quarantine.lock(&self.platform));
         for (unit, domain, tag) in held {
