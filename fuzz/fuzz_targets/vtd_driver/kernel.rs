@@ -5,9 +5,7 @@ use std::num::NonZeroU64;
 use iommu::arch::vtd;
 use iommu::device::{DeviceInfo, Trust};
 use iommu::ops::{Capability, InterruptKind, Msi};
-use iommu::{
-    BootPolicy, Device, DomainKind, Group, Iommu, Iova, Owner, PciAddress, PhysAddr, Policy, SourceId,
-};
+use iommu::{BootPolicy, Device, DomainKind, Group, Iommu, Iova, Owner, PciAddress, PhysAddr, Policy, SourceId};
 
 use crate::firmware::{self, FUNCTIONS, Pci};
 use crate::input::Input;

@@ -35,11 +35,7 @@ impl Mapping {
         }
         let (from, to) = (self.start.max(start), self.last.min(last));
         let below = (self.start < from).then(|| Self { last: from - 1, ..self });
-        let above = (to < self.last).then(|| Self {
-            start: to + 1,
-            phys: self.phys + (to + 1 - self.start),
-            ..self
-        });
+        let above = (to < self.last).then(|| Self { start: to + 1, phys: self.phys + (to + 1 - self.start), ..self });
         ([below, above], Some((self.phys + (from - self.start), to - from + 1)))
     }
 }
@@ -71,8 +67,7 @@ pub fn range(input: &mut Input<'_>) -> Option<IovaRange> {
 }
 
 fn prot(input: &mut Input<'_>) -> Prot {
-    [Prot::RW, Prot::READ, Prot::WRITE, Prot::empty(), Prot::RW | Prot::NOEXEC, Prot::RW | Prot::PRIV]
-        [input.below(6)]
+    [Prot::RW, Prot::READ, Prot::WRITE, Prot::empty(), Prot::RW | Prot::NOEXEC, Prot::RW | Prot::PRIV][input.below(6)]
 }
 
 impl Space {

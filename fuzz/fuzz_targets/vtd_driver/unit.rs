@@ -240,10 +240,11 @@ impl Unit {
     /// Finds where the newest wait writes to and overwrites that.
     pub fn scribble_on_status(&self, memory: &Memory, value: u32) {
         let Some(queue) = self.queue else { return };
-        let status = (0..self.entries()).rev().find_map(|slot| match self.descriptor(memory, queue, slot)?.decode()? {
-            Request::Wait { address, .. } => Some(address.as_u64() & !0xfff),
-            _ => None,
-        });
+        let status =
+            (0..self.entries()).rev().find_map(|slot| match self.descriptor(memory, queue, slot)?.decode()? {
+                Request::Wait { address, .. } => Some(address.as_u64() & !0xfff),
+                _ => None,
+            });
         if let Some(status) = status {
             let _ = memory.store32(status, value);
         }

@@ -86,9 +86,9 @@ impl Caches {
 
     /// Whether a translation to one of these bytes is cached.
     pub fn leads_to(&self, phys: u64, bytes: u64) -> bool {
-        self.pages.iter().any(|page| {
-            page.phys.is_some_and(|start| start < phys + bytes && phys <= start + (page.last - page.first))
-        })
+        self.pages
+            .iter()
+            .any(|page| page.phys.is_some_and(|start| start < phys + bytes && phys <= start + (page.last - page.first)))
     }
 
     pub fn assert_live(&self, memory: &Memory) {
