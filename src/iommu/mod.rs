@@ -190,7 +190,10 @@ impl<P: Platform> Iommu<P> {
         self.on_all_units(IommuOps::suspend)
     }
 
-    /// Restores every unit after [`suspend`](Self::suspend).
+    /// Restores every unit after [`suspend`](Self::suspend). It also resets units that were fenced
+    /// ([`Error::Fenced`]): their devices go on, and what was quarantined is freed. To reset one and
+    /// leave the others alone, call [`IommuOps::resume`] of that [unit](Self::units); invalidations that
+    /// are under way in a unit fail when it is reset.
     ///
     /// # Errors
     /// As [`enable`](Self::enable).
