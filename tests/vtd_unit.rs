@@ -389,3 +389,13 @@ fn a_fenced_unit_that_is_shut_down_keeps_nothing() {
     drop((domain, device, iommu));
     assert_eq!(machine.frames_in_use(), 0);
 }
+
+#[test]
+fn a_unit_that_firmware_switched_off_is_passed_over() {
+    let machine = Machine::new();
+    machine.hardware().gone = Some(u64::MAX);
+    let iommu = Iommu::new(machine.clone(), Policy::default()).unwrap();
+    assert_eq!(vtd::init(&iommu, &dmar(0, &[])), Err(Error::NoDevice), "and there is no other");
+    assert_eq!(iommu.probe_pci(&OneFunction, FUNCTION, Trust::Trusted).unwrap_err(), Error::NoDevice);
+    assert_eq!(iommu.uncovered().count(), 1);
+}

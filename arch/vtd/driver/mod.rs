@@ -29,7 +29,7 @@ pub use unit::VtdUnit;
 
 use self::firmware::Firmware;
 use crate::arch::vtd::dmar::Dmar;
-use crate::error::{Error, ParseError, ParseErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::frames::{Ref, Slab};
 use crate::iommu::Iommu;
 use crate::ops::IommuOps;
@@ -43,9 +43,11 @@ use crate::platform::Platform;
 /// does not do yet, is turned off. Task only.
 ///
 /// # Errors
-/// [`Error::Firmware`] for a malformed table, or one without a unit; [`Error::Unsupported`] for a
-/// unit without queued invalidation or address width; [`Error::TimedOut`]; [`Error::NoMemory`]. Units
-/// that came before the failing one are added all the same.
+/// [`Error::Firmware`] for a malformed table; [`Error::NoDevice`] when there is no unit that answers
+/// (one that firmware lists but has switched off is passed over, and its devices are
+/// [`uncovered`](Iommu::uncovered)); [`Error::Unsupported`] for a unit without queued invalidation or
+/// address width; [`Error::TimedOut`]; [`Error::NoMemory`]. Units that came before the failing one are
+/// added all the same.
 ///
 /// ```no_run
 /// use iommu::arch::vtd;
@@ -59,19 +61,23 @@ use crate::platform::Platform;
 /// ```
 pub fn init<P: Platform>(iommu: &Iommu<P>, dmar: &[u8]) -> Result<()> {
     let table = Dmar::parse(dmar)?;
-    if table.units().next().is_none() {
-        return Err(Error::Firmware(ParseError { offset: 0, kind: ParseErrorKind::Truncated }));
-    }
     let platform = iommu.platform();
     let tables = Slab::new(platform.clone())?;
     let units = Slab::new(platform.clone())?;
     let firmware = tables.insert(Firmware::new(platform.clone(), dmar)?).map_err(|(error, _)| error)?;
+    let mut found = Err(Error::NoDevice);
     for drhd in table.units() {
         let base = drhd.registers.start();
-        let unit = units.insert_with(|_| VtdUnit::new(platform.clone(), base, drhd.segment, firmware.clone()))?;
+        let unit = match units.insert_with(|_| VtdUnit::new(platform.clone(), base, drhd.segment, firmware.clone())) {
+            Ok(unit) => unit,
+            // Firmware lists it, but has switched it off.
+            Err(Error::NoDevice) => continue,
+            Err(error) => return Err(error),
+        };
         #[cfg(feature = "log")]
         log::info!("{:?}", &*unit);
         iommu.add_unit(Ref::map(unit, |unit| unit as &dyn IommuOps))?;
+        found = Ok(());
     }
-    Ok(())
+    found
 }

@@ -169,6 +169,10 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         let drained = self.faults.drain(&self.registers, &mut |record| visit(self.vendor_neutral(record)));
         if drained.queue {
             self.queue.recover(&self.registers);
+            // Nobody may be waiting for what the recovery gave up.
+            if self.queue.is_fenced() {
+                self.fence();
+            }
         }
         DrainedFaults {
             left: if drained.pending { FaultsLeft::Some } else { FaultsLeft::None },

@@ -153,11 +153,10 @@ impl<P: Platform> VtdUnit<P> {
     /// A domain with an empty second-stage table.
     pub(super) fn new_domain(&self, kind: DomainKind, spec: &DomainSpec) -> Result<Ref<VtdDomain<P>>> {
         let last = spec.windows.geometry().map_or(0, |range| range.last().as_u64());
-        let width = self
-            .widths()
-            .filter(|width| spec.traits.widths >> width.bits() & 1 != 0)
+        let widths = || self.widths().filter(|width| spec.traits.widths >> width.bits() & 1 != 0);
+        let width = widths()
             .find(|width| last >> width.bits() == 0)
-            .or(self.capabilities().widest())
+            .or_else(|| widths().last())
             .ok_or(Error::Unsupported(UnsupportedReason::AddressWidth))?;
         let levels = width.levels() as u8;
         let config = Config {
