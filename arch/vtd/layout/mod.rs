@@ -10,6 +10,7 @@ pub mod capability;
 pub mod descriptors;
 pub mod fault;
 pub mod registers;
+pub mod scalable;
 pub mod tables;
 
 pub use capability::{Cap, Ecap};

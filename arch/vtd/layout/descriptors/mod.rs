@@ -8,7 +8,7 @@ mod scope;
 
 use bitflags::bitflags;
 
-pub use scope::{Changed, ContextScope, DeviceRange, Drain, IotlbScope};
+pub use scope::{Changed, ContextScope, DevicePasids, DeviceRange, Drain, IotlbScope, PasidIotlbScope, PasidScope};
 
 use super::{DomainId, field};
 use crate::addr::{Iova, PhysAddr};
@@ -97,6 +97,25 @@ pub enum Request {
         /// Which.
         range: DeviceRange,
     },
+    /// Drop entries of the PASID cache; 256 bits. An IOTLB invalidation must follow.
+    PasidCache(PasidScope),
+    /// Drop entries of a first stage from the IOTLB and, unless told otherwise, of its paging-structure
+    /// caches; 256 bits.
+    PasidIotlb(PasidIotlbScope),
+    /// Drop what a device-TLB holds for requests with PASID; 256 bits. The IOTLB must be invalidated
+    /// before.
+    PasidDeviceTlb {
+        /// Requester id of the device.
+        source: u16,
+        /// Requester id of its physical function if ECAP.DIT is set, else 0.
+        physical_function: u16,
+        /// How many invalidations the device takes at once, 1 to 31; 0 stands for 32.
+        max_pending: u8,
+        /// Of which PASIDs.
+        pasids: DevicePasids,
+        /// Which.
+        range: DeviceRange,
+    },
     /// Drop all of the interrupt entry cache.
     InterruptAll,
     /// Drop `1 << mask` entries of the interrupt entry cache.
@@ -136,10 +155,31 @@ impl Request {
                 address.as_u64() & !0xfff | (changed as u64) << 6 | mask as u64 & 0x3f,
             ),
             Self::DeviceTlb { source, physical_function, max_pending, range } => {
-                let function = physical_function as u64;
-                let function = (function & 0xf) << 12 | function >> 4 << 52;
                 let low = kind::DEVICE_TLB as u64 | (max_pending as u64 & 0x1f) << 16 | (source as u64) << 32;
-                (low | function, range.encode())
+                (low | function(physical_function), range.encode())
+            }
+            Self::PasidCache(PasidScope::Global) => (kind::PASID_CACHE as u64 | 3 << 4, 0),
+            Self::PasidCache(PasidScope::Domain(domain)) => (kind::PASID_CACHE as u64 | did(domain), 0),
+            Self::PasidCache(PasidScope::Pasid { domain, pasid: number }) => {
+                (kind::PASID_CACHE as u64 | 1 << 4 | did(domain) | pasid(number), 0)
+            }
+            Self::PasidIotlb(PasidIotlbScope::Pasid { domain, pasid: number }) => {
+                (kind::PASID_IOTLB as u64 | 2 << 4 | did(domain) | pasid(number), 0)
+            }
+            Self::PasidIotlb(PasidIotlbScope::Pages { domain, pasid: number, address, mask, changed }) => (
+                kind::PASID_IOTLB as u64 | 3 << 4 | did(domain) | pasid(number),
+                address.as_u64() & !0xfff | (changed as u64) << 6 | mask as u64 & 0x3f,
+            ),
+            Self::PasidDeviceTlb { source, physical_function, max_pending, pasids, range } => {
+                let low = kind::PASID_DEVICE_TLB as u64 | (max_pending as u64 & 0x1f) << 4 | (source as u64) << 16;
+                let (number, all) = match pasids {
+                    DevicePasids::All => (0, 1),
+                    DevicePasids::One(number) => (number, 0),
+                };
+                // S stands at bit 11 here.
+                let range = range.encode();
+                let range = range & !0xfff | (range & 1) << 11;
+                (low | function(physical_function) | pasid(number), range | all)
             }
             Self::InterruptAll => (kind::INTERRUPT as u64, 0),
             Self::Interrupt { index, mask } => {
@@ -155,6 +195,16 @@ impl Request {
 
 const fn did(domain: DomainId) -> u64 {
     (domain.as_u16() as u64) << 16
+}
+
+const fn pasid(number: u32) -> u64 {
+    (number as u64 & 0xf_ffff) << 32
+}
+
+/// PFSID, which is split in two.
+const fn function(requester: u16) -> u64 {
+    let function = requester as u64;
+    (function & 0xf) << 12 | function >> 4 << 52
 }
 
 impl From<Request> for Descriptor {
@@ -212,6 +262,36 @@ impl Descriptor {
                 max_pending: field(low, 20, 16) as u8,
                 range: DeviceRange::decode(high),
             }),
+            // Figure 6-2: G 5:4, DID 31:16, PASID 51:32.
+            kind::PASID_CACHE if low & 0xfff0_0000_0000_f1c0 == 0 && high == 0 => {
+                let pasid = field(low, 51, 32) as u32;
+                match field(low, 5, 4) {
+                    0 => Some(Request::PasidCache(PasidScope::Domain(domain))),
+                    1 => Some(Request::PasidCache(PasidScope::Pasid { domain, pasid })),
+                    3 => Some(Request::PasidCache(PasidScope::Global)),
+                    _ => None,
+                }
+            }
+            // Figure 6-4: G 5:4, DID 31:16, PASID 51:32; AM 69:64, IH 70, address 127:76.
+            kind::PASID_IOTLB if low & 0xfff0_0000_0000_f1c0 == 0 && high & 0xf80 == 0 => {
+                let pasid = field(low, 51, 32) as u32;
+                let changed = if high & 1 << 6 == 0 { Changed::Tables } else { Changed::Leaves };
+                let (address, mask) = (Iova::new(high & !0xfff), field(high, 5, 0) as u8);
+                match field(low, 5, 4) {
+                    2 => Some(Request::PasidIotlb(PasidIotlbScope::Pasid { domain, pasid })),
+                    3 => Some(Request::PasidIotlb(PasidIotlbScope::Pages { domain, pasid, address, mask, changed })),
+                    _ => None,
+                }
+            }
+            // Figure 6-6: MIP 8:4, PFSID 15:12 and 63:52, SID 31:16, PASID 51:32; GI 64, S 75, address
+            // 127:76.
+            kind::PASID_DEVICE_TLB if high & 0x7fe == 0 => Some(Request::PasidDeviceTlb {
+                source: field(low, 31, 16) as u16,
+                physical_function: (field(low, 15, 12) | field(low, 63, 52) << 4) as u16,
+                max_pending: field(low, 8, 4) as u8,
+                pasids: if high & 1 == 0 { DevicePasids::One(field(low, 51, 32) as u32) } else { DevicePasids::All },
+                range: DeviceRange::decode(high & !0xfff | high >> 11 & 1),
+            }),
             // Figure 6-8: G 4, IM 31:27, IIDX 47:32.
             kind::INTERRUPT if low & 0xffff_0000_07ff_f1e0 == 0 && high == 0 => match field(low, 4, 4) {
                 0 => Some(Request::InterruptAll),
@@ -230,14 +310,17 @@ impl Descriptor {
 
 #[cfg(test)]
 mod tests {
-    use super::{Changed, ContextScope, Descriptor, DeviceRange, Drain, IotlbScope, Request, WaitFlags};
+    use super::{
+        Changed, ContextScope, Descriptor, DevicePasids, DeviceRange, Drain, IotlbScope, PasidIotlbScope, PasidScope,
+        Request, WaitFlags,
+    };
     use crate::addr::{Iova, PhysAddr};
     use crate::arch::vtd::layout::DomainId;
 
     const DOMAIN: DomainId = DomainId::new(0xabcd);
 
     /// Values worked out by hand from the figures of 6.5.2.
-    const GOLDEN: [(Request, [u64; 2]); 13] = [
+    const GOLDEN: [(Request, [u64; 2]); 20] = [
         (Request::Context(ContextScope::Global), [0x11, 0]),
         (Request::Context(ContextScope::Domain(DOMAIN)), [0xabcd_0021, 0]),
         (
@@ -291,6 +374,40 @@ mod tests {
             },
             [0xffff_ffff_0000_0065, 0x1_2345_6788],
         ),
+        (Request::PasidCache(PasidScope::Global), [0x37, 0]),
+        (Request::PasidCache(PasidScope::Domain(DOMAIN)), [0xabcd_0007, 0]),
+        (Request::PasidCache(PasidScope::Pasid { domain: DOMAIN, pasid: 0xf_edcb }), [0xf_edcb_abcd_0017, 0]),
+        (Request::PasidIotlb(PasidIotlbScope::Pasid { domain: DOMAIN, pasid: 0x1_2345 }), [0x1_2345_abcd_0026, 0]),
+        (
+            Request::PasidIotlb(PasidIotlbScope::Pages {
+                domain: DOMAIN,
+                pasid: 1,
+                address: Iova::new(0x7fff_ffe0_0000),
+                mask: 9,
+                changed: Changed::Leaves,
+            }),
+            [0x1_abcd_0036, 0x7fff_ffe0_0049],
+        ),
+        (
+            Request::PasidDeviceTlb {
+                source: 0x1234,
+                physical_function: 0x5678,
+                max_pending: 31,
+                pasids: DevicePasids::One(0xf_ffff),
+                range: DeviceRange { address: Iova::new(0x2000), order: 1 },
+            },
+            [0x567f_ffff_1234_81f8, 0x2800],
+        ),
+        (
+            Request::PasidDeviceTlb {
+                source: 1,
+                physical_function: 0,
+                max_pending: 0,
+                pasids: DevicePasids::All,
+                range: DeviceRange::ALL,
+            },
+            [0x1_0008, 0x7fff_ffff_ffff_f801],
+        ),
     ];
 
     #[test]
@@ -316,12 +433,15 @@ mod tests {
     #[test]
     fn reserved_bits_are_refused() {
         // One descriptor of each type, and the bits (of 128) that RsvdZ covers in its figure.
-        let cases: [(usize, &[(u32, u32)]); 5] = [
+        let cases: [(usize, &[(u32, u32)]); 8] = [
             (0, &[(6, 8), (12, 15), (50, 63), (64, 127)]),
             (5, &[(8, 8), (12, 15), (32, 63), (71, 75)]),
             (6, &[(4, 8), (21, 31), (48, 51), (65, 75)]),
             (10, &[(5, 8), (12, 26), (48, 63), (64, 127)]),
             (12, &[(8, 8), (12, 31), (64, 65)]),
+            (15, &[(6, 8), (12, 15), (52, 63), (64, 127)]),
+            (17, &[(6, 8), (12, 15), (52, 63), (71, 75)]),
+            (18, &[(65, 74)]),
         ];
         for (case, ranges) in cases {
             let (request, [low, high]) = GOLDEN[case];
@@ -334,7 +454,7 @@ mod tests {
             assert_eq!(Descriptor { words: [low, high, 0, 1] }.decode(), None);
             assert_eq!(Descriptor { words: [low | 0x200, high, 0, 0] }.decode(), None, "type[6:4]");
         }
-        for word in [0x0, 0x01, 0x02, 0x6, 0x7, 0x8, 0xf] {
+        for word in [0x0, 0x01, 0x02, 0x6, 0x16, 0x27, 0x9, 0xf] {
             assert_eq!(Descriptor { words: [word, 0, 0, 0] }.decode(), None, "{word:#x}");
         }
     }

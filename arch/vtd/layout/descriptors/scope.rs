@@ -32,6 +32,75 @@ pub enum ContextScope {
     },
 }
 
+/// Which PASID-cache entries are to go (VT-d 6.5.2.2).
+///
+/// ```
+/// use iommu::arch::vtd::layout::DomainId;
+/// use iommu::arch::vtd::layout::descriptors::{PasidScope, Request};
+/// let scope = PasidScope::Pasid { domain: DomainId::new(2), pasid: 5 };
+/// assert_eq!(Request::PasidCache(scope).encode().words[0], 0x5_0002_0017);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PasidScope {
+    /// All.
+    Global,
+    /// Those with this domain id.
+    Domain(DomainId),
+    /// Those of a PASID within a domain id.
+    Pasid {
+        /// The domain id that its entry held.
+        domain: DomainId,
+        /// The PASID, 20 bits.
+        pasid: u32,
+    },
+}
+
+/// Which IOTLB entries of a first stage are to go (VT-d 6.5.2.4).
+///
+/// ```
+/// use iommu::arch::vtd::layout::DomainId;
+/// use iommu::arch::vtd::layout::descriptors::{PasidIotlbScope, Request};
+/// let scope = PasidIotlbScope::Pasid { domain: DomainId::new(2), pasid: 5 };
+/// assert_eq!(Request::PasidIotlb(scope).encode().words, [0x5_0002_0026, 0, 0, 0]);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PasidIotlbScope {
+    /// Those of a PASID within a domain id.
+    Pasid {
+        /// The domain id.
+        domain: DomainId,
+        /// The PASID, 20 bits.
+        pasid: u32,
+    },
+    /// Those of `1 << mask` pages of 4096 bytes.
+    Pages {
+        /// The domain id.
+        domain: DomainId,
+        /// The PASID, 20 bits.
+        pasid: u32,
+        /// Where they begin, aligned to their number.
+        address: Iova,
+        /// log2 of their number, at most CAP.MAMV.
+        mask: u8,
+        /// What was changed.
+        changed: Changed,
+    },
+}
+
+/// Which PASIDs a device-TLB drops entries of (VT-d 6.5.2.6, GI).
+///
+/// ```
+/// use iommu::arch::vtd::layout::descriptors::DevicePasids;
+/// assert_ne!(DevicePasids::All, DevicePasids::One(0));
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DevicePasids {
+    /// All of them, if the device honours Global Invalidate.
+    All,
+    /// One, 20 bits.
+    One(u32),
+}
+
 /// Whether tables, or only leaf entries were changed (VT-d 6.5.2.3, IH).
 ///
 /// ```
