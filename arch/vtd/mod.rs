@@ -1,7 +1,9 @@
 //! Intel VT-d ("Intel Virtualization Technology for Directed I/O, Architecture Specification").
 //!
-//! Section numbers in this folder are those of that document, revision 5.0.
+//! Section numbers in this folder are those of that document, revision 5.10.
 
+#[cfg(feature = "device")]
+pub mod device;
 pub mod dmar;
 pub mod driver;
 pub mod layout;

@@ -1,0 +1,78 @@
+//! What the unit reaches: memory, the processor's interrupts, and the device-TLBs of devices.
+
+use crate::addr::PhysAddr;
+use crate::arch::vtd::layout::descriptors::{DevicePasids, DeviceRange};
+use crate::ops::Msi;
+
+/// Why an access to memory failed: there is nothing at the address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unreachable;
+
+/// Whether an access sees what the processor's caches hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Snoop {
+    /// It does.
+    Yes,
+    /// It sees memory, which may be older.
+    No,
+}
+
+/// What happens to an invalidation that was sent to a device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DeviceAnswer {
+    /// The device has dropped the entries.
+    Done,
+    /// It does not answer: after its time the unit reports a time-out (VT-d 6.5.2.11, ITE).
+    None,
+    /// It answers wrongly (ICE).
+    Broken,
+}
+
+/// What a unit in software stands on. A hypervisor implements it over the memory of its guest, a test
+/// over memory that is as late as hardware allows.
+///
+/// Addresses are *host-physical* to the unit: what it finds in registers and tables. None of them may
+/// be trusted, and what is read may change between two reads.
+pub trait Host: Send + Sync {
+    /// Reads the quadword at `address`, aligned to 8 bytes, in one piece.
+    ///
+    /// # Errors
+    /// [`Unreachable`].
+    fn read(&self, address: PhysAddr, snoop: Snoop) -> Result<u64, Unreachable>;
+
+    /// Reads the 16 bytes at `address`, aligned to 16 bytes, low quadword first. Hardware reads PASID
+    /// table entries and descriptors so; a host that cannot read them at once reads two quadwords.
+    ///
+    /// # Errors
+    /// [`Unreachable`].
+    fn read_pair(&self, address: PhysAddr, snoop: Snoop) -> Result<[u64; 2], Unreachable> {
+        let high = PhysAddr::new(address.as_u64().wrapping_add(8));
+        Ok([self.read(address, snoop)?, self.read(high, snoop)?])
+    }
+
+    /// Writes the doubleword at `address`, aligned to 4 bytes: the status of a wait.
+    ///
+    /// # Errors
+    /// [`Unreachable`].
+    fn write32(&self, address: PhysAddr, value: u32) -> Result<(), Unreachable>;
+
+    /// Writes the quadword at `address`, aligned to 8 bytes: a part of a page request.
+    ///
+    /// # Errors
+    /// [`Unreachable`].
+    fn write64(&self, address: PhysAddr, value: u64) -> Result<(), Unreachable>;
+
+    /// Writes `new` to the quadword at `address`, aligned to 8 bytes, if it still is `current`: accessed
+    /// and dirty bits. `false` when it is not.
+    ///
+    /// # Errors
+    /// [`Unreachable`].
+    fn compare_exchange(&self, address: PhysAddr, current: u64, new: u64) -> Result<bool, Unreachable>;
+
+    /// Raises an interrupt of the unit.
+    fn interrupt(&self, message: Msi);
+
+    /// Sends an invalidation to the device-TLB of `source` (its requester id). `pasids` is `None` for
+    /// requests without PASID.
+    fn invalidate_device_tlb(&self, source: u16, pasids: Option<DevicePasids>, range: DeviceRange) -> DeviceAnswer;
+}
