@@ -164,7 +164,7 @@ impl Device {
         Ok(&self.iommu()?.regions)
     }
 
-    /// The IOVAs that a domain of this device can translate.
+    /// The IOVAs that a domain of this device can translate, in the stage that its unit prefers.
     ///
     /// # Errors
     /// [`Error::NoDevice`] when no IOMMU covers it.

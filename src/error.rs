@@ -162,8 +162,11 @@ reasons! {
         PageSize => "the unit lacks a page size of the domain",
         /// The domain's tables are not written back from the cache as this unit needs it.
         Coherency => "the unit does not snoop, the domain's tables are not cleaned",
-        /// The domain enforces snooping and the unit cannot.
-        Snoop => "the unit cannot enforce snooping",
+        /// The domain has a feature (dirty tracking, enforced coherency) that the unit lacks.
+        Features => "the unit lacks a feature of the domain",
+        /// The unit does not have the stage of translation that the domain's table is, or the units
+        /// have none in common.
+        Stage => "the unit does not have the domain's stage",
         /// The unit caches absent entries, and the domain does not flush what it maps.
         MapFlush => "the unit caches absent entries, the domain does not flush its maps",
         /// The unit is of another driver.
@@ -188,6 +191,10 @@ reasons! {
         QueuedInvalidation => "the unit has no queued invalidation",
         /// The unit has no address width that this crate can build.
         AddressWidth => "no usable address width",
+        /// A unit does not have the stage of translation that is asked for.
+        Stage => "a unit does not have this stage",
+        /// A unit lacks a feature that is asked for.
+        Features => "a unit lacks a feature",
         /// The unit lacks pass-through and the platform tells no map of RAM.
         Identity => "no pass-through, and no map of RAM",
         /// The unit does not translate DMA at all.

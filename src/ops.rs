@@ -10,12 +10,12 @@ use core::ops::Deref;
 
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::device::DeviceInfo;
-use crate::domain::{Domain, DomainKind};
+use crate::domain::{DirtyBitmap, DirtyRead, DirtyTracking, Domain, DomainKind};
 use crate::error::{Error, Result, UnsupportedReason};
 use crate::fault::{DrainedFaults, FaultRecord};
 use crate::frames::Ref;
 use crate::id::SourceId;
-use crate::iotlb::{Flush, Invalidation, Ticket};
+use crate::iotlb::{CacheTag, Flush, Invalidation, Ticket};
 use crate::pci::PciConfig;
 use crate::pgtable::{PageSizes, Run, WalkerCoherency};
 use crate::prot::Prot;
@@ -90,6 +90,38 @@ pub enum Capability {
     DirtyTracking,
 }
 
+/// Which stage of translation a domain's table is.
+///
+/// ```
+/// use iommu::domain::DomainOptions;
+/// use iommu::ops::Stage;
+/// assert_eq!(DomainOptions::default().stage, None::<Stage>);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// The first (Arm: stage 1): the processor's own table format.
+    First,
+    /// The second (Arm: stage 2): what hypervisors give their guests.
+    Second,
+}
+
+bitflags::bitflags! {
+    /// What a domain asks of every unit that it is attached to, beyond translation.
+    ///
+    /// ```
+    /// use iommu::ops::DomainFeatures;
+    /// let wanted = DomainFeatures::DIRTY_TRACKING;
+    /// assert!(DomainFeatures::all().contains(wanted));
+    /// ```
+    #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+    pub struct DomainFeatures: u32 {
+        /// Hardware records which pages devices write, while [`Domain::set_dirty_tracking`] has it on.
+        const DIRTY_TRACKING = 1 << 0;
+        /// Every request snoops the processor's caches, whatever the device asks for.
+        const CACHE_COHERENCY = 1 << 1;
+    }
+}
+
 /// When a new mapping, which was not present before, must be flushed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MapFlush {
@@ -107,8 +139,8 @@ pub enum MapFlush {
 /// | `coherency` | `NeedsClean` if any unit needs it | refused if the unit needs it and the domain does not do it |
 /// | `page_sizes` | those that all have | refused if the domain may use one that the unit lacks |
 /// | `widths` | the largest that all have | refused if the unit lacks the domain's |
-/// | snooping | none: no domain of this crate enforces it yet | never refused |
 /// | `map_flush` | `Always` if any unit needs it | refused if the unit needs it and the domain does not do it |
+/// | `features` | those that all have | refused if the domain has one that the unit lacks |
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UnitTraits {
     /// Which backend, and which table format.
@@ -121,6 +153,8 @@ pub struct UnitTraits {
     pub widths: u64,
     /// Whether maps must be flushed.
     pub map_flush: MapFlush,
+    /// Of a unit: what its domains of this stage can have. Of a domain: what it has.
+    pub features: DomainFeatures,
 }
 
 impl UnitTraits {
@@ -149,6 +183,7 @@ impl UnitTraits {
             page_sizes,
             widths,
             map_flush: if flush { MapFlush::Always } else { MapFlush::Never },
+            features: self.features & other.features,
         })
     }
 
@@ -158,7 +193,7 @@ impl UnitTraits {
     /// # Errors
     /// [`Error::Incompatible`] with the first row of the table above that is violated.
     pub fn check_attach(self, width: u8, unit: Self) -> Result<()> {
-        use crate::error::IncompatibleReason::{Coherency, Driver, MapFlush as NoMapFlush, PageSize, Width};
+        use crate::error::IncompatibleReason::{Coherency, Driver, Features, MapFlush as NoMapFlush, PageSize, Width};
         let refusal = if self.driver != unit.driver {
             Driver
         } else if unit.coherency == WalkerCoherency::NeedsClean && self.coherency == WalkerCoherency::Snoops {
@@ -169,6 +204,8 @@ impl UnitTraits {
             Width
         } else if unit.map_flush == MapFlush::Always && self.map_flush == MapFlush::Never {
             NoMapFlush
+        } else if !unit.features.contains(self.features) {
+            Features
         } else {
             return Ok(());
         };
@@ -179,7 +216,9 @@ impl UnitTraits {
 /// What a paging domain shall be able to do.
 #[derive(Clone, Debug)]
 pub struct DomainSpec {
-    /// What the units it is for have in common.
+    /// Which stage its table is, and with that the format.
+    pub stage: Stage,
+    /// What the units it is for have in common; the features are those that the domain shall have.
     pub traits: UnitTraits,
     /// The IOVAs that may be mapped.
     pub windows: Windows,
@@ -221,8 +260,8 @@ pub struct Msi {
 /// use iommu::domain::{Domain, DomainKind, PagingDomain};
 /// use iommu::frames::{IdBitmap, Ref, Slab};
 /// use iommu::iotlb::{Invalidation, Last, Ticket};
-/// use iommu::ops::{Capability, Coverage, DomainOps, DomainSpec, IommuOps, Unit, UnitTraits};
-/// # use iommu::ops::MapFlush;
+/// use iommu::ops::{Capability, Coverage, DomainOps, DomainSpec, IommuOps, Stage, Unit, UnitTraits};
+/// # use iommu::ops::{DomainFeatures, MapFlush};
 /// # use iommu::pci::PciConfig;
 /// use iommu::pgtable::{Config, PageTable, SecondStage};
 /// # use iommu::pgtable::{PageSizes, WalkerCoherency};
@@ -269,7 +308,8 @@ pub struct Msi {
 ///         if domain.kind() != DomainKind::Blocked {
 ///             let paging: Option<&Paging> = domain.ops().as_any().downcast_ref();
 ///             let paging = paging.ok_or(Error::Incompatible(IncompatibleReason::Driver))?;
-///             paging.traits().check_attach(48, self.traits())?;
+///             let traits = self.traits(Stage::Second).ok_or(Error::Incompatible(IncompatibleReason::Stage))?;
+///             paging.traits().check_attach(48, traits)?;
 ///             // First the tag, so that every unmap from now on flushes here; then the entry.
 ///             let tag = paging.tags().acquire(unit, None, None, &self.ids)?;
 ///             root = paging.table().root().as_u64() | u64::from(tag.id);
@@ -296,10 +336,14 @@ pub struct Msi {
 /// #   fn name(&self) -> &'static str { "simple unit" }
 /// #   fn base(&self) -> PhysAddr { PhysAddr::new(0xfed9_0000) }
 /// #   fn coverage(&self, _: &DeviceInfo, _: &dyn PciConfig) -> Coverage { Coverage::Rest }
-/// #   fn traits(&self) -> UnitTraits {
-/// #       UnitTraits { driver: "simple", coherency: WalkerCoherency::Snoops, page_sizes: SIZES, widths: 1 << 48, map_flush: MapFlush::Never }
+/// #   fn traits(&self, stage: Stage) -> Option<UnitTraits> {
+/// #       let (driver, coherency, map_flush) = ("simple", WalkerCoherency::Snoops, MapFlush::Never);
+/// #       let features = DomainFeatures::empty();
+/// #       let traits = UnitTraits { driver, coherency, page_sizes: SIZES, widths: 1 << 48, map_flush, features };
+/// #       (stage == Stage::Second).then_some(traits)
 /// #   }
-/// #   fn windows(&self) -> Windows {
+/// #   fn default_stage(&self) -> Stage { Stage::Second }
+/// #   fn windows(&self, _: Stage) -> Windows {
 /// #       Windows::new(Window { range: IovaRange::from_len(Iova::new(0), 1 << 48).unwrap(), page_sizes: SIZES })
 /// #   }
 /// #   fn reserved_regions(&self, _: &DeviceInfo, _: &dyn PciConfig, _: &mut ReservedRegions) -> Result<()> { Ok(()) }
@@ -346,11 +390,16 @@ pub trait IommuOps: Any + Send + Sync {
     /// Whether requests of `device` arrive here. Task.
     fn coverage(&self, device: &DeviceInfo, pci: &dyn PciConfig) -> Coverage;
 
-    /// What every domain of this unit must agree with. Any.
-    fn traits(&self) -> UnitTraits;
+    /// What every domain of this stage must agree with; `None` when the unit has no such stage. Any.
+    fn traits(&self, stage: Stage) -> Option<UnitTraits>;
 
-    /// What the unit can translate, reserved regions of single devices not yet taken out. Any.
-    fn windows(&self) -> Windows;
+    /// What the unit can translate in this stage, reserved regions of single devices not yet taken
+    /// out; none when it has no such stage. Any.
+    fn windows(&self, stage: Stage) -> Windows;
+
+    /// The stage of a domain for this unit when nobody asks for one, which is one that it has: the
+    /// second, if it has both. Any.
+    fn default_stage(&self) -> Stage;
 
     /// Adds the regions that `device` cannot use freely. Task.
     ///
@@ -388,6 +437,23 @@ pub trait IommuOps: Any + Send + Sync {
     /// answer, the unit fences itself and keeps quarantined what it may still use: the number, and
     /// the domain (a tag that is not released keeps its tables, or a handle does). Task.
     fn block(&self, unit: &Unit, source: SourceId, old: &Domain);
+
+    /// What [`DomainOps::features`] of an attached domain says has changed (dirty tracking turned on
+    /// or off, coherency enforced): rewrites every entry that uses `domain` under `tag`, and
+    /// invalidates in the documented order. Task.
+    ///
+    /// It may run beside [`attach`](Self::attach), which has published its tag before: attach reads
+    /// the domain's features and writes the entry under the lock that this takes, or reads them again
+    /// after it wrote the entry.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] when the unit's entries say nothing of this; those of
+    /// [`invalidate`](Self::invalidate) and [`wait`](Self::wait), with what may still be used kept
+    /// quarantined.
+    fn refresh(&self, unit: &Unit, tag: CacheTag, domain: &Domain) -> Result<()> {
+        let _ = (unit, tag, domain);
+        Err(Error::Unsupported(UnsupportedReason::Operation))
+    }
 
     /// Submits an invalidation. Any.
     ///
@@ -457,6 +523,43 @@ pub trait DomainOps: Any + Send + Sync {
     /// Page sizes that mappings may have.
     fn page_sizes(&self) -> PageSizes {
         PageSizes::NONE
+    }
+
+    /// Which stage its table is, if it has one.
+    fn stage(&self) -> Option<Stage> {
+        None
+    }
+
+    /// What is on at the moment: what the entries of units that use the domain must say. Any.
+    fn features(&self) -> DomainFeatures {
+        DomainFeatures::empty()
+    }
+
+    /// See [`Domain::enforce_cache_coherency`]. `domain` is the handle of this domain. Task.
+    ///
+    /// # Errors
+    /// As there.
+    fn enforce_cache_coherency(&self, domain: &Domain) -> Result<()> {
+        let _ = domain;
+        Err(NOT_PAGING)
+    }
+
+    /// See [`Domain::set_dirty_tracking`]. `domain` is the handle of this domain. Task.
+    ///
+    /// # Errors
+    /// As there.
+    fn set_dirty_tracking(&self, domain: &Domain, tracking: DirtyTracking) -> Result<()> {
+        let _ = (domain, tracking);
+        Err(NOT_PAGING)
+    }
+
+    /// See [`Domain::read_and_clear_dirty`].
+    ///
+    /// # Errors
+    /// As there.
+    fn read_and_clear_dirty(&self, range: IovaRange, read: DirtyRead, bitmap: &mut DirtyBitmap<'_>) -> Result<()> {
+        let _ = (range, read, bitmap);
+        Err(NOT_PAGING)
     }
 
     /// See [`Domain::map`].

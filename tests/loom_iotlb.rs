@@ -11,7 +11,9 @@ use iommu::device::DeviceInfo;
 use iommu::domain::{Domain, DomainKind, PagingDomain};
 use iommu::frames::{IdBitmap, Ref, Slab};
 use iommu::iotlb::{CacheTag, Depth, Flush, Invalidation, Last, Tags, Ticket};
-use iommu::ops::{Capability, Coverage, DomainOps, DomainSpec, IommuOps, MapFlush, Unit, UnitTraits};
+use iommu::ops::{
+    self, Capability, Coverage, DomainFeatures, DomainOps, DomainSpec, IommuOps, MapFlush, Unit, UnitTraits,
+};
 use iommu::pci::PciConfig;
 use iommu::pgtable::{Config, Format, LiveSplit, PageSizes, PageTable, WalkerCoherency};
 use iommu::platform::{Hosted, Instant, NoRegisters, Platform};
@@ -162,11 +164,14 @@ impl IommuOps for Hardware {
     fn coverage(&self, _: &DeviceInfo, _: &dyn PciConfig) -> Coverage {
         Coverage::Rest
     }
-    fn traits(&self) -> UnitTraits {
-        spec().traits
+    fn traits(&self, stage: ops::Stage) -> Option<UnitTraits> {
+        (stage == ops::Stage::Second).then(|| spec().traits)
     }
-    fn windows(&self) -> Windows {
+    fn windows(&self, _: ops::Stage) -> Windows {
         spec().windows
+    }
+    fn default_stage(&self) -> ops::Stage {
+        ops::Stage::Second
     }
     fn reserved_regions(&self, _: &DeviceInfo, _: &dyn PciConfig, _: &mut ReservedRegions) -> Result<()> {
         Ok(())
@@ -222,9 +227,10 @@ fn spec() -> DomainSpec {
         page_sizes,
         widths: 1 << 14,
         map_flush: MapFlush::Never,
+        features: DomainFeatures::empty(),
     };
     let range = IovaRange::from_len(Iova::new(0), 0x4000).unwrap();
-    DomainSpec { traits, windows: Windows::new(Window { range, page_sizes }) }
+    DomainSpec { stage: ops::Stage::Second, traits, windows: Windows::new(Window { range, page_sizes }) }
 }
 
 /// A unit, a domain in which one page is mapped, and numbers.

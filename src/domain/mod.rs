@@ -1,11 +1,13 @@
 //! Domains: I/O address spaces.
 
+mod dirty;
 mod fixed;
 mod paging;
 mod walk;
 
 use core::fmt;
 
+pub use dirty::{DirtyBitmap, DirtyRead, DirtyTracking};
 pub use fixed::FixedDomain;
 pub use paging::PagingDomain;
 pub use walk::Walk;
@@ -14,7 +16,7 @@ use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};
 use crate::error::{Error, InvalidReason, Result};
 use crate::frames::Ref;
 use crate::iotlb::Gather;
-use crate::ops::DomainOps;
+use crate::ops::{DomainFeatures, DomainOps, Stage};
 use crate::pgtable::PageSizes;
 use crate::prot::Prot;
 use crate::window::Windows;
@@ -29,6 +31,22 @@ pub enum DomainKind {
     Identity,
     /// Addresses are translated as mapped.
     Paging,
+}
+
+/// What a caller wishes of a new paging domain.
+///
+/// ```
+/// use iommu::domain::DomainOptions;
+/// use iommu::ops::DomainFeatures;
+/// let for_migration = DomainOptions { features: DomainFeatures::DIRTY_TRACKING, ..DomainOptions::default() };
+/// assert_eq!(for_migration.stage, None);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DomainOptions {
+    /// The stage of translation; `None` leaves the choice to the core.
+    pub stage: Option<Stage>,
+    /// What the domain must be able to do.
+    pub features: DomainFeatures,
 }
 
 /// A counted handle to a domain, an I/O address space.
@@ -221,6 +239,41 @@ impl Domain {
         let changed = unsafe { self.ops().protect(range, prot, &mut gather.flush) };
         gather.sync().map_err(Error::from)?;
         changed
+    }
+
+    /// What is on at the moment.
+    pub fn features(&self) -> DomainFeatures {
+        self.ops().features()
+    }
+
+    /// Makes every request of every device snoop the processor's caches, whatever the device asks
+    /// for, from now on and for good. Task context.
+    ///
+    /// # Errors
+    /// [`IncompatibleReason::Features`](crate::IncompatibleReason::Features) when a unit that uses the
+    /// domain cannot, [`BusyReason::InUse`](crate::BusyReason::InUse) when something is mapped and the
+    /// format says it in each mapping.
+    pub fn enforce_cache_coherency(&self) -> Result<()> {
+        self.ops().enforce_cache_coherency(self)
+    }
+
+    /// Turns the record of what devices write on or off. Task context.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a domain without [`DomainFeatures::DIRTY_TRACKING`]; those of an
+    /// invalidation.
+    #[doc(alias = "iommu_domain_set_dirty_tracking")]
+    pub fn set_dirty_tracking(&self, tracking: DirtyTracking) -> Result<()> {
+        self.ops().set_dirty_tracking(self, tracking)
+    }
+
+    /// Sets the bits of the pages in `range` that devices wrote.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a domain without [`DomainFeatures::DIRTY_TRACKING`].
+    #[doc(alias = "iommu_read_and_clear_dirty")]
+    pub fn read_and_clear_dirty(&self, range: IovaRange, read: DirtyRead, bitmap: &mut DirtyBitmap<'_>) -> Result<()> {
+        self.ops().read_and_clear_dirty(range, read, bitmap)
     }
 
     /// Invalidates and frees what gathers left behind with [`Gather::defer`], or because an

@@ -8,10 +8,11 @@ use super::DomainKind;
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::error::{Error, InvalidReason, Result, WaitReason};
 use crate::iotlb::{Flush, Invalidation, Tags, Ticket};
-use crate::ops::{DomainOps, DomainSpec, MapFlush, Unit, UnitTraits};
+use crate::ops::{DomainFeatures, DomainOps, DomainSpec, MapFlush, Stage, Unit, UnitTraits};
 use crate::pgtable::{Format, MapError, PageSizes, PageTable, Run, Short, TableList};
 use crate::platform::Platform;
 use crate::prot::Prot;
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Lock, wait_until};
 use crate::window::Windows;
 
@@ -27,7 +28,10 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct PagingDomain<F: Format, P: Platform> {
     kind: DomainKind,
+    stage: Stage,
     traits: UnitTraits,
+    /// [`DomainFeatures`] that are on.
+    on: AtomicU32,
     windows: Windows,
     /// The widest of the windows, in which nearly every range lies: there the short ways are taken.
     /// `None` when there is no short way.
@@ -58,6 +62,8 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
             .max_by_key(|range| range.last().as_u64() - range.start().as_u64());
         Self {
             kind,
+            stage: spec.stage,
+            on: AtomicU32::new((spec.traits.features & DomainFeatures::CACHE_COHERENCY).bits()),
             usual: widest.filter(|_| kind == DomainKind::Paging && spec.traits.map_flush == MapFlush::Never),
             traits: spec.traits,
             windows: spec.windows.clone(),
@@ -78,9 +84,10 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         &self.tags
     }
 
-    /// What the domain does for its units.
+    /// What the domain does for its units, and demands of them. A backend that attaches acquires its
+    /// tag first and looks afterwards: what is demanded can grow.
     pub fn traits(&self) -> UnitTraits {
-        self.traits
+        UnitTraits { features: self.traits.features | self.features(), ..self.traits }
     }
 
     /// Invalidates in every cache and waits. All units work at the same time.
@@ -235,6 +242,14 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
 
     fn page_sizes(&self) -> PageSizes {
         self.table.page_sizes()
+    }
+
+    fn stage(&self) -> Option<Stage> {
+        Some(self.stage)
+    }
+
+    fn features(&self) -> DomainFeatures {
+        DomainFeatures::from_bits_truncate(self.on.load(Ordering::Acquire))
     }
 
     #[inline]

@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 
+use super::spec::windows_of;
 use super::{BootPolicy, Iommu};
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::device::{Device, DeviceIommu, MAX_SOURCES, Trust};
@@ -256,7 +257,7 @@ impl<P: Platform> Claim<'_, P> {
         if in_use || !(is_default || self.iommu.is_initial(&current)) {
             return Err(Error::Busy(BusyReason::InUse));
         }
-        let target = if fits { default.clone() } else { self.iommu.default_paging(self.iommu.members(self.group))? };
+        let target = if fits { default.clone() } else { self.iommu.default_paging(self.group)? };
         self.write(|state| state.default = target.clone());
         if is_default || let_through {
             if let Err(error) = self.move_all(&target, &current, Some(newcomer)) {
@@ -322,8 +323,13 @@ pub(super) fn check(domain: &Domain, device: &DeviceIommu) -> Result<()> {
         DomainKind::Blocked if device.regions.require_direct() => {
             Err(Error::Incompatible(IncompatibleReason::DirectRegion))
         }
-        DomainKind::Paging if !device.windows.covers(domain.windows()) => {
-            Err(Error::Incompatible(IncompatibleReason::Window))
+        DomainKind::Paging => {
+            let windows = match domain.ops().stage() {
+                Some(stage) => &windows_of(device, stage)?,
+                None => &device.windows,
+            };
+            let covered = windows.covers(domain.windows());
+            if covered { Ok(()) } else { Err(Error::Incompatible(IncompatibleReason::Window)) }
         }
         _ => Ok(()),
     }

@@ -4,6 +4,7 @@ mod attach;
 mod msi;
 mod owner;
 mod probe;
+mod spec;
 
 use core::fmt;
 
@@ -12,12 +13,12 @@ pub(crate) use attach::map_direct_region;
 
 use crate::device::{Device, DeviceSlot};
 use crate::domain::{Domain, DomainKind, FixedDomain};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::fault::{FaultLog, FaultRecord, FaultsLeft, LostFaults};
 use crate::frames::{RadixMap, Ref, Registry, Slab};
 use crate::group::{Group, GroupSlot};
 use crate::id::SourceId;
-use crate::ops::{Capability, DomainOps, DomainSpec, InterruptKind, IommuOps, Msi, Unit};
+use crate::ops::{Capability, DomainOps, InterruptKind, IommuOps, Msi, Unit};
 use crate::platform::Platform;
 use crate::sync::Lock;
 
@@ -240,23 +241,6 @@ impl<P: Platform> Iommu<P> {
     /// The domain in which addresses pass unchanged.
     pub fn identity_domain(&self) -> &Domain {
         &self.identity
-    }
-
-    /// A new paging domain that fits every one of `devices`: their units agree on it, and its
-    /// windows lie inside the windows of each.
-    ///
-    /// # Errors
-    /// [`Error::NoDevice`] without a device or for one that no IOMMU covers,
-    /// [`Error::Incompatible`] when no domain fits all, [`Error::NoMemory`].
-    #[doc(alias = "iommu_paging_domain_alloc")]
-    pub fn paging_domain(&self, devices: &[&Device]) -> Result<Domain> {
-        let (first, rest) = devices.split_first().ok_or(Error::NoDevice)?;
-        let mut spec = DomainSpec { traits: first.unit()?.traits(), windows: first.windows()?.clone() };
-        for device in rest {
-            spec.traits = spec.traits.common(device.unit()?.traits())?;
-            spec.windows.intersect(device.windows()?)?;
-        }
-        first.unit()?.domain_alloc_paging(&spec)
     }
 
     /// Whether the device's unit can do something. `false` for a device without IOMMU.

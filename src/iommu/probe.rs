@@ -2,18 +2,18 @@
 
 use core::time::Duration;
 
+use super::spec::{default_spec, windows_without};
 use super::{BootPolicy, Iommu};
 use crate::device::{Device, DeviceFeatures, DeviceId, DeviceInfo, DeviceIommu, DeviceSlot, Trust};
-use crate::domain::{Domain, DomainKind};
+use crate::domain::DomainKind;
 use crate::error::{BusyReason, Error, InvalidReason, Result, WaitReason};
 use crate::group::{Group, GroupKey, GroupSlot, GroupState};
 use crate::id::{PciAddress, SourceId};
 use crate::ops::{Coverage, DomainSpec, Unit};
 use crate::pci::{self, PciConfig, PciFunction};
 use crate::platform::Platform;
-use crate::region::{RegionKind, ReservedRegions};
+use crate::region::ReservedRegions;
 use crate::sync::{Lock, wait_until};
-use crate::window::Windows;
 
 /// How long a probe waits for another processor's probe.
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
@@ -97,10 +97,10 @@ impl<P: Platform> Iommu<P> {
         };
         let mut regions = ReservedRegions::default();
         unit.reserved_regions(&info, pci, &mut regions)?;
-        let windows = windows_without(unit.windows(), &regions)?;
+        let windows = windows_without(unit.windows(unit.default_stage()), &regions)?;
         let group = match self.group_of_peers(key, &info.sources)? {
             Some(group) => group,
-            None => self.new_group(&unit, &info, default_windows(&windows, &regions)?)?,
+            None => self.new_group(&unit, &info, &default_spec(&unit, windows.clone(), &regions)?)?,
         };
         // From here on nobody else changes the group, of which the device is a member at once.
         let claim = self.claim(&group)?;
@@ -146,11 +146,11 @@ impl<P: Platform> Iommu<P> {
         Ok(found)
     }
 
-    fn new_group(&self, unit: &Unit, info: &DeviceInfo, windows: Windows) -> Result<Group> {
+    fn new_group(&self, unit: &Unit, info: &DeviceInfo, spec: &DomainSpec) -> Result<Group> {
         let default = match self.default_kind(unit, info) {
             DomainKind::Identity => self.identity.clone(),
             DomainKind::Blocked => self.blocked.clone(),
-            DomainKind::Paging => unit.domain_alloc_paging(&DomainSpec { traits: unit.traits(), windows })?,
+            DomainKind::Paging => unit.domain_alloc_paging(spec)?,
         };
         let domain = if self.policy.boot == BootPolicy::IdentityUntilClaimed && info.trust == Trust::Trusted {
             self.identity.clone()
@@ -169,24 +169,6 @@ impl<P: Platform> Iommu<P> {
             (_, Trust::Untrusted) => DomainKind::Paging,
             (None, Trust::Trusted) => self.policy.default_domain,
         }
-    }
-
-    /// A default domain that fits all of `devices`.
-    pub(super) fn default_paging(&self, devices: impl Iterator<Item = Device>) -> Result<Domain> {
-        let mut common: Option<(Unit, DomainSpec)> = None;
-        for device in devices {
-            let DeviceIommu { unit, windows, regions, .. } = device.iommu()?;
-            let (traits, windows) = (unit.traits(), default_windows(windows, regions)?);
-            match &mut common {
-                None => common = Some((unit.clone(), DomainSpec { traits, windows })),
-                Some((_, spec)) => {
-                    spec.traits = spec.traits.common(traits)?;
-                    spec.windows.intersect(&windows)?;
-                }
-            }
-        }
-        let (unit, spec) = common.ok_or(Error::NoDevice)?;
-        unit.domain_alloc_paging(&spec)
     }
 
     fn register(&self, slot: DeviceSlot) -> Result<Device> {
@@ -251,24 +233,4 @@ impl<P: Platform> Drop for Probing<'_, P> {
     fn drop(&mut self) {
         *self.iommu.probing.lock(&self.iommu.platform) = false;
     }
-}
-
-/// What is left of a unit's windows for a device with these regions.
-fn windows_without(mut windows: Windows, regions: &ReservedRegions) -> Result<Windows> {
-    for region in regions.iter() {
-        match region.kind {
-            RegionKind::DirectRelaxable => {}
-            _ => windows.exclude(region.range)?,
-        }
-    }
-    Ok(windows)
-}
-
-/// What is left for a default domain: relaxable direct regions are mapped in it.
-fn default_windows(windows: &Windows, regions: &ReservedRegions) -> Result<Windows> {
-    let mut windows = windows.clone();
-    for region in regions.iter().filter(|region| region.kind == RegionKind::DirectRelaxable) {
-        windows.exclude(region.range)?;
-    }
-    Ok(windows)
 }

@@ -9,7 +9,8 @@ use iommu::domain::{Domain, DomainKind, PagingDomain};
 use iommu::frames::{IdBitmap, Ref, Slab};
 use iommu::iotlb::{CacheTag, Depth, Invalidation, Last, Ticket};
 use iommu::ops::{
-    Capability, Coverage, DomainOps, DomainSpec, InterruptKind, IommuOps, MapFlush, Msi, Unit, UnitTraits,
+    Capability, Coverage, DomainFeatures, DomainOps, DomainSpec, InterruptKind, IommuOps, MapFlush, Msi, Stage, Unit,
+    UnitTraits,
 };
 use iommu::pci::PciConfig;
 use iommu::pgtable::{Config, PageSizes, PageTable, SecondStage, WalkerCoherency};
@@ -96,6 +97,7 @@ pub(crate) fn traits() -> UnitTraits {
         page_sizes: PageSizes::from_bits(1 << 12 | 1 << 21 | 1 << 30),
         widths: 1 << 39 | 1 << 48,
         map_flush: MapFlush::Never,
+        features: DomainFeatures::empty(),
     }
 }
 
@@ -288,12 +290,16 @@ impl IommuOps for FakeUnit {
         if first.segment() == self.number { self.state().coverage } else { Coverage::No }
     }
 
-    fn traits(&self) -> UnitTraits {
-        self.state().traits
+    fn traits(&self, stage: Stage) -> Option<UnitTraits> {
+        (stage == Stage::Second).then(|| self.state().traits)
     }
 
-    fn windows(&self) -> Windows {
+    fn windows(&self, _: Stage) -> Windows {
         self.state().windows.clone()
+    }
+
+    fn default_stage(&self) -> Stage {
+        Stage::Second
     }
 
     fn reserved_regions(&self, device: &DeviceInfo, _: &dyn PciConfig, regions: &mut ReservedRegions) -> Result<()> {
@@ -339,7 +345,7 @@ impl IommuOps for FakeUnit {
         if domain.kind() == DomainKind::Paging {
             let paging = paging(domain).ok_or(Error::Incompatible(IncompatibleReason::Driver))?;
             let levels = paging.table().levels();
-            paging.traits().check_attach(12 + 9 * levels, self.traits())?;
+            paging.traits().check_attach(12 + 9 * levels, self.state().traits)?;
             // The tag is known to every unmap before the entry lets anything be cached under it.
             let tag = paging.tags().acquire(unit, None, None, &self.ids)?;
             new.paging = Some((tag, paging.table().root(), levels));

@@ -15,7 +15,7 @@ fn three(world: &World) -> ([Device; 3], iommu::Domain) {
 
 #[test]
 fn whichever_attach_fails_all_devices_have_the_old_domain() {
-    for error in [Error::NoMemory, Error::Incompatible(IncompatibleReason::Snoop)] {
+    for error in [Error::NoMemory, Error::Incompatible(IncompatibleReason::Features)] {
         for nth in 0..4 {
             let world = World::new(1);
             let (devices, old) = three(&world);

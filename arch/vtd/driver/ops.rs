@@ -18,7 +18,7 @@ use crate::fault::{Access, DrainedFaults, FaultKind, FaultRecord, FaultsLeft};
 use crate::frames::Ref;
 use crate::id::SourceId;
 use crate::iotlb::{Invalidation, Ticket};
-use crate::ops::{Capability, Coverage, DomainOps, DomainSpec, InterruptKind, IommuOps, Msi, Unit, UnitTraits};
+use crate::ops::{Capability, Coverage, DomainOps, DomainSpec, InterruptKind, IommuOps, Msi, Stage, Unit, UnitTraits};
 use crate::pci::PciConfig;
 use crate::platform::Platform;
 use crate::prot::Prot;
@@ -54,12 +54,16 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         }
     }
 
-    fn traits(&self) -> UnitTraits {
-        self.unit_traits()
+    fn traits(&self, stage: Stage) -> Option<UnitTraits> {
+        (stage == Stage::Second).then(|| self.unit_traits())
     }
 
-    fn windows(&self) -> Windows {
-        self.unit_windows()
+    fn windows(&self, stage: Stage) -> Windows {
+        if stage == Stage::Second { self.unit_windows() } else { Windows::none() }
+    }
+
+    fn default_stage(&self) -> Stage {
+        Stage::Second
     }
 
     fn reserved_regions(&self, device: &DeviceInfo, pci: &dyn PciConfig, regions: &mut ReservedRegions) -> Result<()> {

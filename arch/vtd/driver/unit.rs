@@ -24,7 +24,7 @@ use crate::error::{Error, IncompatibleReason, NoSpaceReason, Result, Unsupported
 use crate::frames::{IdBitmap, Ref, Slab};
 use crate::iommu::map_direct_region;
 use crate::iotlb::{CacheTag, Last};
-use crate::ops::{DomainOps, DomainSpec, MapFlush, Msi, Unit, UnitTraits};
+use crate::ops::{DomainFeatures, DomainOps, DomainSpec, MapFlush, Msi, Stage, Unit, UnitTraits};
 use crate::pgtable::{Config, PageSize, PageSizes, PageTable, SecondStage, WalkerCoherency};
 use crate::platform::{FRAME_BYTES, Platform};
 use crate::prot::Prot;
@@ -136,6 +136,8 @@ impl<P: Platform> VtdUnit<P> {
             page_sizes: self.page_sizes(),
             widths: self.widths().fold(0, |bits, width| bits | 1 << width.bits()),
             map_flush: if flush { MapFlush::Always } else { MapFlush::Never },
+            // Legacy entries have no bit for either.
+            features: DomainFeatures::empty(),
         }
     }
 
@@ -273,7 +275,7 @@ impl<P: Platform> VtdUnit<P> {
         if let Some(domain) = self.identity.lock(&self.platform).clone() {
             return Ok(domain);
         }
-        let spec = DomainSpec { traits: self.unit_traits(), windows: self.unit_windows() };
+        let spec = DomainSpec { stage: Stage::Second, traits: self.unit_traits(), windows: self.unit_windows() };
         let new = self.new_domain(DomainKind::Identity, &spec)?;
         let new = Domain::new(Ref::map(new, |domain| domain as &dyn DomainOps));
         let mut result = Err(Error::Unsupported(UnsupportedReason::Identity));

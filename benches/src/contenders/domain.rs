@@ -6,7 +6,7 @@
 use iommu::domain::PagingDomain;
 use iommu::frames::{Ref, Slab};
 use iommu::iotlb::Gather;
-use iommu::ops::{DomainOps, DomainSpec, MapFlush, UnitTraits};
+use iommu::ops::{DomainFeatures, DomainOps, DomainSpec, MapFlush, Stage, UnitTraits};
 use iommu::pgtable::{Config, PageSizes, PageTable, SecondStage, WalkerCoherency};
 use iommu::{Domain, DomainKind, Iova, IovaRange, PhysAddr, Prot, Window, Windows};
 
@@ -43,8 +43,9 @@ impl Kernel {
             page_sizes,
             widths: 1 << 48,
             map_flush: MapFlush::Never,
+            features: DomainFeatures::empty(),
         };
-        let spec = DomainSpec { traits, windows };
+        let spec = DomainSpec { stage: Stage::Second, traits, windows };
         let table = PageTable::new(Frames, SecondStage::default(), Config::new::<SecondStage>(4)).expect("a frame");
         let slab = Slab::new(Frames).expect("frames");
         let slot = slab.insert(PagingDomain::new(Frames, DomainKind::Paging, &spec, table)).ok().expect("a slot");

@@ -230,7 +230,7 @@ impl State {
         let _ = self.iommu.find(SourceId::pci(input.u16() & 1, input.u16()));
         let _ = self.iommu.uncovered().count();
         for unit in self.iommu.units() {
-            let _ = format!("{unit:?} {:?}", unit.windows());
+            let _ = format!("{unit:?} {:?}", unit.windows(unit.default_stage()));
         }
         if let Some(device) = input.pick(&self.devices) {
             let _ = self.iommu.capable(device, Capability::EnforceCacheCoherency);
