@@ -105,6 +105,7 @@ pub mod pgtable;
 pub mod platform;
 mod prot;
 mod region;
+mod requester;
 pub mod sync;
 mod window;
 

@@ -14,12 +14,12 @@ use crate::domain::{DirtyBitmap, DirtyRead, DirtyTracking, Domain, DomainKind};
 use crate::error::{Error, Result, UnsupportedReason};
 use crate::fault::{DrainedFaults, FaultRecord};
 use crate::frames::Ref;
-use crate::id::SourceId;
 use crate::iotlb::{CacheTag, Flush, Invalidation, Ticket};
 use crate::pci::PciConfig;
 use crate::pgtable::{PageSizes, Run, WalkerCoherency};
 use crate::prot::Prot;
 use crate::region::ReservedRegions;
+pub use crate::requester::{Ats, Requester};
 use crate::window::Windows;
 
 /// A counted handle to a hardware unit.
@@ -260,7 +260,7 @@ pub struct Msi {
 /// use iommu::domain::{Domain, DomainKind, PagingDomain};
 /// use iommu::frames::{IdBitmap, Ref, Slab};
 /// use iommu::iotlb::{Invalidation, Last, Ticket};
-/// use iommu::ops::{Capability, Coverage, DomainOps, DomainSpec, IommuOps, Stage, Unit, UnitTraits};
+/// use iommu::ops::{Capability, Coverage, DomainOps, DomainSpec, IommuOps, Requester, Stage, Unit, UnitTraits};
 /// # use iommu::ops::{DomainFeatures, MapFlush};
 /// # use iommu::pci::PciConfig;
 /// use iommu::pgtable::{Config, PageTable, SecondStage};
@@ -303,7 +303,7 @@ pub struct Msi {
 ///         Ok(Domain::new(Ref::map(slot, |domain| domain as &dyn DomainOps)))
 ///     }
 ///
-///     fn attach(&self, unit: &Unit, _source: SourceId, domain: &Domain, old: &Domain) -> Result<()> {
+///     fn attach(&self, unit: &Unit, _requester: &Requester, domain: &Domain, old: &Domain) -> Result<()> {
 ///         let mut root = 0;
 ///         if domain.kind() != DomainKind::Blocked {
 ///             let paging: Option<&Paging> = domain.ops().as_any().downcast_ref();
@@ -319,7 +319,7 @@ pub struct Msi {
 ///         Ok(())
 ///     }
 ///
-///     fn block(&self, unit: &Unit, _source: SourceId, old: &Domain) {
+///     fn block(&self, unit: &Unit, _requester: &Requester, old: &Domain) {
 ///         self.root.store(0, Ordering::SeqCst);
 ///         self.leave(unit, old);
 ///     }
@@ -422,21 +422,24 @@ pub trait IommuOps: Any + Send + Sync {
     /// [`Error::NoMemory`], [`Error::Unsupported`].
     fn domain_alloc_paging(&self, spec: &DomainSpec) -> Result<Domain>;
 
-    /// Lets requests of `source` go through `domain` instead of `old`. In between a device sees the
+    /// Lets requests of `requester` go through `domain` instead of `old`. In between a device sees the
     /// old translation, the new one, or a block. `unit` is the handle of this unit. Task.
     ///
     /// `old` is what the core attached last. A unit that has blocked a source on its own, after an
     /// error, remembers so and has nothing to take from `old`.
     ///
+    /// With [`Requester::ats`] requests for translations and translated requests are let through as
+    /// well. The core turns the device TLB on only afterwards, and off before [`block`](Self::block).
+    ///
     /// # Errors
     /// [`Error::Incompatible`] when the domain does not fit, with nothing changed; after any other
     /// error the source is blocked or as before.
-    fn attach(&self, unit: &Unit, source: SourceId, domain: &Domain, old: &Domain) -> Result<()>;
+    fn attach(&self, unit: &Unit, requester: &Requester, domain: &Domain, old: &Domain) -> Result<()>;
 
-    /// Blocks requests of `source`, which went through `old`. Cannot fail: if the hardware does not
+    /// Blocks requests of `requester`, which went through `old`. Cannot fail: if the hardware does not
     /// answer, the unit fences itself and keeps quarantined what it may still use: the number, and
     /// the domain (a tag that is not released keeps its tables, or a handle does). Task.
-    fn block(&self, unit: &Unit, source: SourceId, old: &Domain);
+    fn block(&self, unit: &Unit, requester: &Requester, old: &Domain);
 
     /// What [`DomainOps::features`] of an attached domain says has changed (dirty tracking turned on
     /// or off, coherency enforced): rewrites every entry that uses `domain` under `tag`, and

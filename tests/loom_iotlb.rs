@@ -12,7 +12,7 @@ use iommu::domain::{Domain, DomainKind, PagingDomain};
 use iommu::frames::{IdBitmap, Ref, Slab};
 use iommu::iotlb::{CacheTag, Depth, Flush, Invalidation, Last, Tags, Ticket};
 use iommu::ops::{
-    self, Capability, Coverage, DomainFeatures, DomainOps, DomainSpec, IommuOps, MapFlush, Unit, UnitTraits,
+    self, Capability, Coverage, DomainFeatures, DomainOps, DomainSpec, IommuOps, MapFlush, Requester, Unit, UnitTraits,
 };
 use iommu::pci::PciConfig;
 use iommu::pgtable::{Config, Format, LiveSplit, PageSizes, PageTable, WalkerCoherency};
@@ -182,10 +182,10 @@ impl IommuOps for Hardware {
     fn domain_alloc_paging(&self, _: &DomainSpec) -> Result<Domain> {
         Err(Error::NoMemory)
     }
-    fn attach(&self, _: &Unit, _: SourceId, _: &Domain, _: &Domain) -> Result<()> {
+    fn attach(&self, _: &Unit, _: &Requester, _: &Domain, _: &Domain) -> Result<()> {
         Ok(())
     }
-    fn block(&self, _: &Unit, _: SourceId, _: &Domain) {}
+    fn block(&self, _: &Unit, _: &Requester, _: &Domain) {}
 
     fn invalidate(&self, invalidation: &Invalidation<'_>) -> Result<Ticket> {
         let id = invalidation.tag.id as usize;

@@ -10,6 +10,7 @@ use crate::domain::{Domain, DomainKind};
 use crate::error::{BusyReason, Error, IncompatibleReason, InvalidReason, Result, WaitReason};
 use crate::group::{Group, GroupState};
 use crate::id::SourceId;
+use crate::ops::Requester;
 use crate::platform::Platform;
 use crate::prot::Prot;
 use crate::region::{RegionKind, ReservedRegion};
@@ -184,16 +185,16 @@ impl<P: Platform> Claim<'_, P> {
         let mut moved = 0;
         let result = self.sources(newcomer).try_for_each(|(device, source)| {
             let unit = &device.iommu()?.unit;
-            unit.attach(unit, source, domain, old)?;
+            unit.attach(unit, &Requester::new(source), domain, old)?;
             moved += 1;
             Ok(())
         });
         if result.is_err() {
             for (device, source) in self.sources(newcomer).take(moved) {
                 if let Ok(DeviceIommu { unit, .. }) = device.iommu()
-                    && unit.attach(unit, source, old, domain).is_err()
+                    && unit.attach(unit, &Requester::new(source), old, domain).is_err()
                 {
-                    unit.block(unit, source, domain);
+                    unit.block(unit, &Requester::new(source), domain);
                 }
             }
         }
@@ -208,7 +209,7 @@ impl<P: Platform> Claim<'_, P> {
         let old = self.write(|state| core::mem::replace(&mut state.domain, self.iommu.blocked.clone()));
         for (device, source) in self.sources(None) {
             if let Ok(DeviceIommu { unit, .. }) = device.iommu() {
-                unit.block(unit, source, &old);
+                unit.block(unit, &Requester::new(source), &old);
             }
         }
     }
@@ -224,12 +225,14 @@ impl<P: Platform> Claim<'_, P> {
         let unit = &iommu.unit;
         let mut attached = 0;
         let result = self.own_sources(device).try_for_each(|source| {
-            unit.attach(unit, source, &domain, &self.iommu.blocked)?;
+            unit.attach(unit, &Requester::new(source), &domain, &self.iommu.blocked)?;
             attached += 1;
             Ok(())
         });
         if result.is_err() {
-            self.own_sources(device).take(attached).for_each(|source| unit.block(unit, source, &domain));
+            self.own_sources(device)
+                .take(attached)
+                .for_each(|source| unit.block(unit, &Requester::new(source), &domain));
         }
         result
     }
@@ -238,7 +241,7 @@ impl<P: Platform> Claim<'_, P> {
     pub(super) fn dismiss(&self, device: &Device) {
         let domain = self.read(|state| state.domain.clone());
         if let Ok(DeviceIommu { unit, .. }) = device.iommu() {
-            self.own_sources(device).for_each(|source| unit.block(unit, source, &domain));
+            self.own_sources(device).for_each(|source| unit.block(unit, &Requester::new(source), &domain));
         }
     }
 

@@ -9,8 +9,8 @@ use iommu::domain::{Domain, DomainKind, PagingDomain};
 use iommu::frames::{IdBitmap, Ref, Slab};
 use iommu::iotlb::{CacheTag, Depth, Invalidation, Last, Ticket};
 use iommu::ops::{
-    Capability, Coverage, DomainFeatures, DomainOps, DomainSpec, InterruptKind, IommuOps, MapFlush, Msi, Stage, Unit,
-    UnitTraits,
+    Capability, Coverage, DomainFeatures, DomainOps, DomainSpec, InterruptKind, IommuOps, MapFlush, Msi, Requester,
+    Stage, Unit, UnitTraits,
 };
 use iommu::pci::PciConfig;
 use iommu::pgtable::{Config, PageSizes, PageTable, SecondStage, WalkerCoherency};
@@ -330,7 +330,8 @@ impl IommuOps for FakeUnit {
         Ok(Domain::new(Ref::map(domain, |domain| domain as &dyn DomainOps)))
     }
 
-    fn attach(&self, unit: &Unit, source: SourceId, domain: &Domain, old: &Domain) -> Result<()> {
+    fn attach(&self, unit: &Unit, requester: &Requester, domain: &Domain, old: &Domain) -> Result<()> {
+        let source = requester.source;
         let meanwhile = self.state().during_attach.take();
         if let Some(meanwhile) = meanwhile {
             meanwhile();
@@ -338,7 +339,7 @@ impl IommuOps for FakeUnit {
         Self::check_old(&self.state(), source, old);
         fails(&mut self.state().fail_attach)?;
         if self.state().dead {
-            self.block(unit, source, old);
+            self.block(unit, requester, old);
             return Err(Error::Fenced);
         }
         let mut new = Entry { domain: domain.clone(), paging: None };
@@ -364,7 +365,8 @@ impl IommuOps for FakeUnit {
         Ok(())
     }
 
-    fn block(&self, unit: &Unit, source: SourceId, old: &Domain) {
+    fn block(&self, unit: &Unit, requester: &Requester, old: &Domain) {
+        let source = requester.source;
         let entry = {
             let mut state = self.state();
             Self::check_old(&state, source, old);

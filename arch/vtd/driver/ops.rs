@@ -18,7 +18,9 @@ use crate::fault::{Access, DrainedFaults, FaultKind, FaultRecord, FaultsLeft};
 use crate::frames::Ref;
 use crate::id::SourceId;
 use crate::iotlb::{Invalidation, Ticket};
-use crate::ops::{Capability, Coverage, DomainOps, DomainSpec, InterruptKind, IommuOps, Msi, Stage, Unit, UnitTraits};
+use crate::ops::{
+    Capability, Coverage, DomainOps, DomainSpec, InterruptKind, IommuOps, Msi, Requester, Stage, Unit, UnitTraits,
+};
 use crate::pci::PciConfig;
 use crate::platform::Platform;
 use crate::prot::Prot;
@@ -98,16 +100,16 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         Ok(Domain::new(Ref::map(domain, |domain| domain as &dyn DomainOps)))
     }
 
-    fn attach(&self, unit: &Unit, source: SourceId, domain: &Domain, old: &Domain) -> Result<()> {
-        self.set_domain(unit, source.id() as u16, domain, old)
+    fn attach(&self, unit: &Unit, requester: &Requester, domain: &Domain, old: &Domain) -> Result<()> {
+        self.set_domain(unit, requester.source.id() as u16, domain, old)
     }
 
-    fn block(&self, unit: &Unit, source: SourceId, old: &Domain) {
-        if self.set_blocked(unit, source.id() as u16, old).is_err() {
+    fn block(&self, unit: &Unit, requester: &Requester, old: &Domain) {
+        if self.set_blocked(unit, requester.source.id() as u16, old).is_err() {
             // The entry is not present and its domain is quarantined; the unit is fenced if it has
             // stopped answering. Nothing more can be done before it is reset.
             #[cfg(feature = "log")]
-            log::error!("{self:?}: blocking {source} was not confirmed");
+            log::error!("{self:?}: blocking {} was not confirmed", requester.source);
         }
     }
 
