@@ -3,6 +3,7 @@
 mod dirty;
 mod fixed;
 mod paging;
+mod site;
 mod walk;
 
 use core::fmt;
@@ -10,6 +11,8 @@ use core::fmt;
 pub use dirty::{DirtyBitmap, DirtyRead, DirtyTracking};
 pub use fixed::FixedDomain;
 pub use paging::PagingDomain;
+#[cfg(order_mutants)]
+pub use site::SITES;
 pub use walk::Walk;
 
 use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};

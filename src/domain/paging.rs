@@ -4,7 +4,7 @@ use core::any::Any;
 use core::mem::ManuallyDrop;
 use core::time::Duration;
 
-use super::DomainKind;
+use super::{DomainKind, site};
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::error::{Error, InvalidReason, Result, WaitReason};
 use crate::iotlb::{Flush, Invalidation, Tags, Ticket};
@@ -92,13 +92,16 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
 
     /// Invalidates in every cache and waits. All units work at the same time.
     fn invalidate(&self, flush: &Flush) -> Result<()> {
-        self.platform.publish();
+        site::CHANGED.publish(&self.platform);
         let snapshot = self.tags.read();
         let mut result = Ok(());
         let mut under_way: heapless::Vec<(&Unit, Ticket), TICKETS_AT_ONCE> = heapless::Vec::new();
         for (unit, tag) in snapshot.iter() {
             if under_way.is_full() {
                 result = result.and(wait_all(&mut under_way));
+            }
+            if site::REQUEST.is_skipped() {
+                continue;
             }
             let invalidation = Invalidation { tag, ranges: flush.ranges(), depth: flush.depth() };
             match unit.invalidate(&invalidation) {
@@ -169,7 +172,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         // SAFETY: passed on to the caller.
         let result = unsafe { self.table.map(range, phys, prot, sizes, &mut stray) };
         if result.is_ok() && stray.is_empty() && self.traits.map_flush == MapFlush::Never {
-            self.platform.publish();
+            site::MAPPED.publish(&self.platform);
             return Ok(());
         }
         self.finish_map(range, result, stray)
@@ -179,7 +182,6 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
     #[cold]
     #[inline(never)]
     fn finish_map(&self, range: IovaRange, result: Result<(), MapError>, tables: TableList) -> Result<()> {
-        self.platform.publish();
         let flush = Flush::of_tables(tables);
         match result {
             Ok(()) => self.flush_map(range, flush),
@@ -220,7 +222,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
 
 fn wait_all<const N: usize>(under_way: &mut heapless::Vec<(&Unit, Ticket), N>) -> Result<()> {
     let mut result = Ok(());
-    for (unit, ticket) in under_way.iter() {
+    for (unit, ticket) in under_way.iter().filter(|_| !site::WAIT.is_skipped()) {
         result = result.and(unit.wait(*ticket));
     }
     under_way.clear();
@@ -256,7 +258,7 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
     unsafe fn map(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
         // SAFETY: passed on to the caller.
         if self.is_usual(range) && unsafe { self.table.map_one(range, phys, prot, sizes) } == Short::Done {
-            self.platform.publish();
+            site::MAPPED_ONE.publish(&self.platform);
             return Ok(());
         }
         // SAFETY: passed on to the caller.

@@ -8,6 +8,7 @@ use super::Entry;
 use crate::addr::PhysAddr;
 use crate::error::{Error, Result};
 use crate::platform::Platform;
+use crate::sync::Site;
 
 /// Binary logarithm of the entries in one frame.
 #[cfg(not(loom))]
@@ -97,9 +98,11 @@ impl<'a> Table<'a> {
     /// Writes the `count` entries from `first` on back from the cache, for a walker that does not
     /// snoop.
     #[inline]
-    pub fn clean<P: Platform>(self, platform: &P, first: usize, count: usize) {
-        let entries = self.entries(first, count);
-        platform.clean(NonNull::from(entries).cast(), size_of_val(entries));
+    pub fn clean<P: Platform>(self, site: Site, platform: &P, first: usize, count: usize) {
+        if !site.is_skipped() {
+            let entries = self.entries(first, count);
+            platform.clean(NonNull::from(entries).cast(), size_of_val(entries));
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::geometry::{low_mask, shift};
 use super::table::Kind;
-use super::{Format, LiveSplit, PageTable};
+use super::{Format, LiveSplit, PageTable, site};
 use crate::addr::{IovaRange, PhysAddr};
 use crate::error::{Error, Result, UnsupportedReason};
 use crate::hwmem::{Entry, Table};
@@ -76,7 +76,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             }
             None => self.split_to_tables(entries, level, page)?,
         }
-        self.clean(table, first, entries.len());
+        self.clean(site::SPLIT_CLEAN, table, first, entries.len());
         Ok(())
     }
 
@@ -130,6 +130,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         loop {
             // What hardware has set in the large page counts for the small ones.
             self.add_bits(child, level - 1, found & F::ACCESSED_DIRTY);
+            // All of the table before the link to it.
+            site::SPLIT_TABLE.publish(&self.platform);
             match entry.compare_exchange(found, self.link(child)) {
                 Ok(()) => return,
                 Err(changed) => found = changed,
@@ -154,7 +156,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                 Kind::Table(child) => self.add_bits(PhysAddr::new(child), level - 1, bits),
             }
         }
-        self.clean(table, 0, table.len());
+        self.clean(site::SPLIT_BITS_CLEAN, table, 0, table.len());
     }
 
     /// Makes a leaf part of a page of fewer entries.
@@ -192,7 +194,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             });
             phys = phys.wrapping_add(1 << shift::<F>(level));
         }
-        self.clean(table, 0, table.len());
+        self.clean(site::SPLIT_TABLE_CLEAN, table, 0, table.len());
         Ok(child)
     }
 

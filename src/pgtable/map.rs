@@ -3,7 +3,7 @@
 use super::geometry::{congruent, entry_last, has_items, low_mask, pick, shift};
 use super::list::{self, TableList};
 use super::table::{Kind, Place};
-use super::{Format, PageSizes, PageTable, WalkerCoherency};
+use super::{Format, PageSizes, PageTable, WalkerCoherency, site};
 use crate::addr::{IovaRange, PhysAddr};
 use crate::error::{Error, InvalidReason, Result};
 use crate::hwmem::{Entry, Table};
@@ -236,7 +236,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             }
             self.write_run(entries, level, item, phys, job)
         };
-        self.clean(table, first, written);
+        self.clean(site::MAP_CLEAN, table, first, written);
         written
     }
 
@@ -365,7 +365,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                 last
             };
             if last >= end {
-                self.clean(table, 0, table.len());
+                self.clean(site::PREPARED_CLEAN, table, 0, table.len());
                 return Ok(phys);
             }
             at = last + 1;
@@ -423,8 +423,10 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             } else if let first = self.index(level, at)
                 && table.entry(first).load_relaxed() & (F::PRESENT | PREPARED) == PREPARED
             {
+                // All of the tables before the links to them.
+                site::PREPARED.publish(&self.platform);
                 let linked = self.link_prepared(table.entries(first, usize::MAX), (end - at) >> shift::<F>(level));
-                self.clean(table, first, linked);
+                self.clean(site::PREPARED_LINK_CLEAN, table, first, linked);
                 entry_last::<F>(level, at + ((linked as u64 - 1) << shift::<F>(level)))
             } else {
                 let last = entry_last::<F>(level, at).min(end);
@@ -494,6 +496,10 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         if found & F::PRESENT == 0 {
             // Zeroed and cleaned before it is linked: a walker never sees what was there before.
             let child = self.alloc_table()?;
+            // SAFETY: just allocated, and nobody else knows of it.
+            let zeros = unsafe { self.table(child.as_u64()) };
+            self.clean(site::TABLE_CLEAN, zeros, 0, zeros.len());
+            site::TABLE.publish(&self.platform);
             let link = self.format.table(child.as_u64());
             let link = match self.walker {
                 WalkerCoherency::Snoops => link | F::VISIBLE,
@@ -515,7 +521,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             // Linked just now, or by a processor that may not have cleaned it yet: this call must not
             // return before the walker can reach the table. If the exchange fails, another processor
             // has marked it, or the next one will clean it again.
-            table.clean(&self.platform, index, 1);
+            table.clean(site::LINK_CLEAN, &self.platform, index, 1);
             let _ = entry.compare_exchange(found, found | F::VISIBLE);
         }
         Ok(child)

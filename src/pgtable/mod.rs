@@ -40,6 +40,7 @@ mod protect;
 mod reader;
 mod reclaim;
 mod single;
+mod site;
 mod table;
 mod unmap;
 
@@ -50,4 +51,6 @@ pub use map::MapError;
 pub use page_size::{PageSize, PageSizes};
 pub use reader::{Reader, Run, Runs};
 pub(crate) use single::Short;
+#[cfg(order_mutants)]
+pub use site::SITES;
 pub use table::{Config, PageTable, WalkerCoherency};

@@ -3,7 +3,7 @@
 use super::fmt::AccessedDirty;
 use super::geometry::{entry_last, shift};
 use super::table::Kind;
-use super::{Format, PageTable};
+use super::{Format, PageTable, site};
 use crate::addr::IovaRange;
 use crate::error::{Error, Result};
 use crate::hwmem::{Entry, Table};
@@ -60,7 +60,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             }
             at = last + 1;
         }
-        self.clean(table, written.start, written.len());
+        self.clean(site::PROTECT_CLEAN, table, written.start, written.len());
         result
     }
 

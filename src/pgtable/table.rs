@@ -3,11 +3,12 @@
 use core::fmt;
 
 use super::reclaim::Reclaim;
-use super::{Format, PageSizes, geometry, list};
+use super::{Format, PageSizes, geometry, list, site};
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::error::{Error, InvalidReason, Result};
 use crate::hwmem::Table;
 use crate::platform::Platform;
+use crate::sync::Site;
 
 /// Whether hardware that walks a table sees what is in the processor's caches.
 ///
@@ -161,7 +162,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             output_last: output_last.as_u64(),
             reclaim: Reclaim::new(),
         };
-        table.clean(table.root_table(), 0, table.root_table().len());
+        table.clean(site::ROOT_CLEAN, table.root_table(), 0, table.root_table().len());
         Ok(table)
     }
 
@@ -327,19 +328,15 @@ impl<F: Format, P: Platform> PageTable<F, P> {
 
     /// Writes entries back from the cache if the walker needs that.
     #[inline(always)]
-    pub(super) fn clean(&self, table: Table<'_>, first: usize, count: usize) {
+    pub(super) fn clean(&self, site: Site, table: Table<'_>, first: usize, count: usize) {
         if self.walker == WalkerCoherency::NeedsClean && count > 0 {
-            table.clean(&self.platform, first, count);
+            table.clean(site, &self.platform, first, count);
         }
     }
 
-    /// A new table of zeros that the walker may be shown.
+    /// A new table of zeros, not cleaned.
     pub(super) fn alloc_table(&self) -> Result<PhysAddr> {
-        let phys = Table::alloc(&self.platform, Self::ORDER, self.table_last)?;
-        // SAFETY: just allocated.
-        let table = unsafe { self.table(phys.as_u64()) };
-        self.clean(table, 0, table.len());
-        Ok(phys)
+        Table::alloc(&self.platform, Self::ORDER, self.table_last)
     }
 
     /// Frees one table.

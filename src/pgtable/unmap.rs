@@ -3,7 +3,7 @@
 use super::geometry::{entry_last, has_items, low_mask, shift};
 use super::list::TableList;
 use super::table::{Kind, Place};
-use super::{Format, PageSize, PageTable};
+use super::{Format, PageSize, PageTable, site};
 use crate::addr::{IovaRange, PhysAddr};
 use crate::error::{Error, Result};
 use crate::hwmem::Table;
@@ -50,7 +50,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             let entry = table.entry(index);
             if self.kind(level, entry.load()) == Kind::Leaf {
                 entry.store(0);
-                self.clean(table, index, 1);
+                self.clean(site::UNMAP_LARGE_CLEAN, table, index, 1);
                 return Ok(());
             }
         }
@@ -98,7 +98,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             }
             at = last + 1;
         }
-        self.clean(table, cleared.start, cleared.len());
+        self.clean(site::UNMAP_TABLES_CLEAN, table, cleared.start, cleared.len());
         result
     }
 
@@ -130,7 +130,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         for entry in rest {
             entry.store(0);
         }
-        self.clean(table, first, count);
+        self.clean(site::UNMAP_CLEAN, table, first, count);
         result
     }
 

@@ -4,9 +4,11 @@
 //! every atomic, lock and spin is loom's, so that loom explores the real code.
 
 mod lock;
+pub mod site;
 mod wait;
 
 pub use lock::{Lock, LockGuard};
+pub use site::Site;
 pub use wait::wait_until;
 
 /// Atomics: the processor's, or loom's.

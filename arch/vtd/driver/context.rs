@@ -1,5 +1,6 @@
 //! Root and context tables of legacy mode: who goes through which domain (VT-d 3.4, 9.1, 9.3).
 
+use super::site;
 use crate::addr::PhysAddr;
 use crate::arch::vtd::layout::tables::{CONTEXT_ENTRIES, ENTRY_WORDS, ROOT_ENTRIES};
 use crate::arch::vtd::layout::{ContextEntry, RootEntry};
@@ -7,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::hwmem::{Entry, FrameTable, Table};
 use crate::pgtable::WalkerCoherency;
 use crate::platform::Platform;
+use crate::sync::Site;
 
 /// Set in a context entry that is not present, where hardware reads nothing else: it was present, and
 /// [`Context::unfence`] makes it so again. Reserved in entries that are present (9.3).
@@ -30,7 +32,7 @@ impl<P: Platform> ContextTables<P> {
     pub(super) fn new(platform: P, coherency: WalkerCoherency) -> Result<Self> {
         let root = FrameTable::new(platform.clone(), 0, PhysAddr::new(u64::MAX))?;
         let tables = Self { platform, coherency, root };
-        tables.clean(tables.root.view(), 0, ENTRY_WORDS * ROOT_ENTRIES);
+        tables.clean(site::ROOT_TABLE_CLEAN, tables.root.view(), 0, ENTRY_WORDS * ROOT_ENTRIES);
         Ok(tables)
     }
 
@@ -51,15 +53,15 @@ impl<P: Platform> ContextTables<P> {
             return Ok(context);
         }
         let new = FrameTable::new(self.platform.clone(), 0, PhysAddr::new(u64::MAX))?;
-        self.clean(new.view(), 0, ENTRY_WORDS * CONTEXT_ENTRIES);
+        self.clean(site::CONTEXT_TABLE_CLEAN, new.view(), 0, ENTRY_WORDS * CONTEXT_ENTRIES);
         // The zeroed table must be visible before an entry points to it.
-        self.platform.publish();
+        site::CONTEXT_TABLE.publish(&self.platform);
         let (root, index) = (self.root.view(), usize::from(requester >> 8) * ENTRY_WORDS);
         if root.entry(index).compare_exchange(0, RootEntry::new(new.phys()).low).is_ok() {
             new.leak();
         }
         // Also when another processor was faster: it may not have got as far as this.
-        self.clean(root, index, ENTRY_WORDS);
+        self.clean(site::ROOT_ENTRY_CLEAN, root, index, ENTRY_WORDS);
         self.find(requester).ok_or(Error::NoMemory)
     }
 
@@ -81,9 +83,9 @@ impl<P: Platform> ContextTables<P> {
         Some(unsafe { Table::from_phys(&self.platform, phys, 0) })
     }
 
-    fn clean(&self, table: Table<'_>, first: usize, count: usize) {
+    fn clean(&self, site: Site, table: Table<'_>, first: usize, count: usize) {
         if self.coherency == WalkerCoherency::NeedsClean {
-            table.clean(&self.platform, first, count);
+            table.clean(site, &self.platform, first, count);
         }
     }
 }
@@ -117,9 +119,9 @@ impl<P: Platform> Context<'_, P> {
     /// Fills an entry that is not present; the store that makes it present is the last one.
     pub(super) fn publish(&self, entry: ContextEntry) {
         self.high().store(entry.high);
-        self.tables.platform.publish();
+        site::CONTEXT_HIGH.publish(&self.tables.platform);
         self.low().store(entry.low);
-        self.make_visible();
+        self.make_visible(site::CONTEXT_PRESENT, site::CONTEXT_PRESENT_CLEAN);
     }
 
     /// Makes the entry not present and changes nothing else. Gives what it was, if it was present or
@@ -145,7 +147,7 @@ impl<P: Platform> Context<'_, P> {
         while low & bits != 0 {
             match self.low().compare_exchange(low, change(low)) {
                 Ok(()) => {
-                    self.make_visible();
+                    self.make_visible(site::CONTEXT_ABSENT, site::CONTEXT_ABSENT_CLEAN);
                     return Some(low);
                 }
                 Err(found) => low = found,
@@ -158,12 +160,12 @@ impl<P: Platform> Context<'_, P> {
     pub(super) fn clear(&self) {
         self.low().store(0);
         self.high().store(0);
-        self.make_visible();
+        self.make_visible(site::CONTEXT_CLEAR, site::CONTEXT_CLEAR_CLEAN);
     }
 
-    fn make_visible(&self) {
-        self.tables.platform.publish();
-        self.tables.clean(self.table, self.index, ENTRY_WORDS);
+    fn make_visible(&self, barrier: Site, clean: Site) {
+        barrier.publish(&self.tables.platform);
+        self.tables.clean(clean, self.table, self.index, ENTRY_WORDS);
     }
 
     fn low(&self) -> &Entry {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `capabilities` | what a unit can do |
 //! | `registers` | commands to the unit, each with its wait |
+//! | `site` | every barrier, clean, request and wait by name |
 //! | `queue` | queued invalidation, for many producers |
 //! | `context` | root and context tables |
 //! | `unit` | who goes through which domain, in which order |
@@ -19,12 +20,15 @@ mod invalidation;
 mod ops;
 pub mod queue;
 pub mod registers;
+mod site;
 mod unit;
 
 pub use capabilities::Capabilities;
 pub use faults::{Drained, FaultLog};
 pub use queue::{Queue, QueueConfig, Ticket};
 pub use registers::UnitRegisters;
+#[cfg(order_mutants)]
+pub use site::SITES;
 pub use unit::VtdUnit;
 
 use self::firmware::Firmware;

@@ -4,8 +4,8 @@ use core::any::Any;
 
 use super::firmware::secondary_bus;
 use super::invalidation::iotlb_requests;
-use super::queue;
 use super::unit::VtdUnit;
+use super::{queue, site};
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::arch::vtd::dmar::DmarFlags;
 use crate::arch::vtd::layout::descriptors::{ContextScope, IotlbScope};
@@ -114,7 +114,7 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
     }
 
     fn invalidate(&self, invalidation: &Invalidation<'_>) -> Result<Ticket> {
-        self.registers.flush_write_buffer()?;
+        self.flush_write_buffer(site::CHANGED_WRITE_BUFFER)?;
         let domain = DomainId::new(invalidation.tag.id as u16);
         let requests = iotlb_requests(self.capabilities(), domain, invalidation.ranges, invalidation.depth);
         let submitted = self.queue.submit(&self.registers, &requests);
@@ -203,13 +203,13 @@ impl<P: Platform> VtdUnit<P> {
     fn install_tables(&self) -> Result<()> {
         // VT-d 11.4.5: the root table first; what was cached under the old one goes before the new
         // one is relied on.
-        self.registers.flush_write_buffer()?;
+        self.flush_write_buffer(site::ROOT_TABLE_WRITE_BUFFER)?;
         // The mode may only change while translation is off; a previous kernel may have left another.
         if self.registers.is_translating()? && !self.registers.is_in_mode(TableMode::Legacy) {
             self.registers.disable_translation()?;
         }
         self.registers.set_root_table(self.tables.root(), TableMode::Legacy)?;
-        self.flush(ContextScope::Global, IotlbScope::Global)
+        self.flush(&site::TABLES_FLUSH, ContextScope::Global, IotlbScope::Global)
     }
 
     /// Translation off, interrupt masked, queue off.

@@ -2,14 +2,14 @@
 
 use core::time::Duration;
 
-use super::Capabilities;
+use super::{Capabilities, site};
 use crate::addr::PhysAddr;
 use crate::arch::vtd::layout::Cap;
 use crate::arch::vtd::layout::registers::{FaultStatus, Global, PMEN_EPM, PMEN_PRS, QueueError, TableMode, offset};
 use crate::error::{Error, Result, WaitReason};
 use crate::platform::{FRAME_BYTES, Platform, Registers};
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::wait_until;
+use crate::sync::{Site, wait_until};
 
 /// How long a unit may take over a command. Draining what is in flight is the longest part.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(1);
@@ -107,7 +107,8 @@ impl<P: Platform> UnitRegisters<P> {
     pub fn set_root_table(&self, root: PhysAddr, mode: TableMode) -> Result<()> {
         let _turn = self.take_turn()?;
         self.registers.write64(offset::RTADDR, mode.root_table_address(root));
-        self.command(Global::RTP, Global::empty(), |status| status.contains(Global::RTP))
+        site::ROOT_TABLE.publish(&self.platform);
+        self.command(site::ROOT_TABLE_WAIT, Global::RTP, Global::empty(), |status| status.contains(Global::RTP))
     }
 
     /// Turns translation on.
@@ -116,7 +117,7 @@ impl<P: Platform> UnitRegisters<P> {
     /// [`Error::TimedOut`], [`Error::NoDevice`].
     pub fn enable_translation(&self) -> Result<()> {
         let _turn = self.take_turn()?;
-        self.command(Global::TE, Global::empty(), |status| status.contains(Global::TE))
+        self.command(site::ENABLE_WAIT, Global::TE, Global::empty(), |status| status.contains(Global::TE))
     }
 
     /// Turns translation off: from now on DMA reaches all memory.
@@ -125,7 +126,7 @@ impl<P: Platform> UnitRegisters<P> {
     /// [`Error::TimedOut`], [`Error::NoDevice`].
     pub fn disable_translation(&self) -> Result<()> {
         let _turn = self.take_turn()?;
-        self.command(Global::empty(), Global::TE, |status| !status.contains(Global::TE))
+        self.command(site::DISABLE_WAIT, Global::empty(), Global::TE, |status| !status.contains(Global::TE))
     }
 
     /// Whether the root table that the unit was told last is in this mode. *Any context.*
@@ -143,7 +144,7 @@ impl<P: Platform> UnitRegisters<P> {
             return Ok(());
         }
         let _turn = self.take_turn()?;
-        self.command(Global::empty(), Global::IRE, |status| !status.contains(Global::IRE))
+        self.command(site::DISABLE_REMAPPING_WAIT, Global::empty(), Global::IRE, |status| !status.contains(Global::IRE))
     }
 
     /// Flushes the write buffers of a unit that needs it (CAP.RWBF); nothing on others (VT-d 6.8).
@@ -157,7 +158,7 @@ impl<P: Platform> UnitRegisters<P> {
             return Ok(());
         }
         let _turn = self.take_turn()?;
-        self.command(Global::WBF, Global::empty(), |status| !status.contains(Global::WBF))
+        self.command(site::WRITE_BUFFER_WAIT, Global::WBF, Global::empty(), |status| !status.contains(Global::WBF))
     }
 
     /// Turns the protected memory regions off (VT-d 11.4.8.1). To be done when translation is on.
@@ -174,6 +175,9 @@ impl<P: Platform> UnitRegisters<P> {
             return Ok(());
         }
         self.registers.write32(offset::PMEN, enable & !PMEN_EPM);
+        if site::PROTECTED_MEMORY_WAIT.is_skipped() {
+            return Ok(());
+        }
         wait_until(&self.platform, COMMAND_LIMIT, WaitReason::Register, || {
             (self.registers.read32(offset::PMEN) & PMEN_PRS == 0).then_some(())
         })
@@ -184,13 +188,14 @@ impl<P: Platform> UnitRegisters<P> {
         let _turn = self.take_turn()?;
         self.registers.write32(offset::IQT, 0);
         self.registers.write64(offset::IQA, queue_address);
-        self.command(Global::QIE, Global::empty(), |status| status.contains(Global::QIE))
+        site::QUEUE.publish(&self.platform);
+        self.command(site::ENABLE_QUEUE_WAIT, Global::QIE, Global::empty(), |status| status.contains(Global::QIE))
     }
 
     /// Turns queued invalidation off; the queue must be quiet (VT-d 6.5.2). IQH becomes zero.
     pub(super) fn disable_queue(&self) -> Result<()> {
         let _turn = self.take_turn()?;
-        self.command(Global::empty(), Global::QIE, |status| !status.contains(Global::QIE))
+        self.command(site::DISABLE_QUEUE_WAIT, Global::empty(), Global::QIE, |status| !status.contains(Global::QIE))
     }
 
     /// IQH: the byte offset of the descriptor to be fetched next.
@@ -201,8 +206,8 @@ impl<P: Platform> UnitRegisters<P> {
     /// Tells the unit that descriptors below the byte offset `tail` are there. All that was stored
     /// before is visible to it.
     #[inline]
-    pub(super) fn publish_queue_tail(&self, tail: u32) {
-        self.platform.publish();
+    pub(super) fn publish_queue_tail(&self, site: Site, tail: u32) {
+        site.publish(&self.platform);
         self.registers.write32(offset::IQT, tail);
     }
 
@@ -230,12 +235,13 @@ impl<P: Platform> UnitRegisters<P> {
     }
 
     /// Gives a command and waits until it is `done` (VT-d 11.4.4.1). The caller has the turn.
-    fn command(&self, set: Global, clear: Global, done: impl Fn(Global) -> bool) -> Result<()> {
+    fn command(&self, wait: Site, set: Global, clear: Global, done: impl Fn(Global) -> bool) -> Result<()> {
         let status = self.status()?;
-        // Tables and queues that the command makes the unit look at.
-        self.platform.publish();
         let command = status & Global::STICKY & !clear | set;
         self.registers.write32(offset::GCMD, command.bits());
+        if wait.is_skipped() {
+            return Ok(());
+        }
         wait_until(&self.platform, COMMAND_LIMIT, WaitReason::Register, || match self.status() {
             Ok(status) if done(status) => Some(Ok(())),
             Ok(_) => None,

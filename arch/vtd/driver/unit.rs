@@ -14,6 +14,7 @@ use super::firmware::Firmware;
 use super::invalidation::drain;
 use super::queue::{Queue, QueueConfig};
 use super::registers::UnitRegisters;
+use super::site::{self, FlushSites, RequestSite};
 use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};
 use crate::arch::vtd::layout::descriptors::{ContextScope, IotlbScope, Request};
 use crate::arch::vtd::layout::registers::Global;
@@ -29,7 +30,7 @@ use crate::pgtable::{Config, PageSize, PageSizes, PageTable, SecondStage, Walker
 use crate::platform::{FRAME_BYTES, Platform};
 use crate::prot::Prot;
 use crate::region::{RegionKind, ReservedRegion};
-use crate::sync::Lock;
+use crate::sync::{Lock, Site};
 use crate::window::{Window, Windows};
 
 /// The domains that this backend makes.
@@ -307,7 +308,9 @@ impl<P: Platform> VtdUnit<P> {
     ) -> Result<Option<CacheTag>> {
         let before = context.withdraw();
         let invalidated = match before {
-            Some(entry) => self.invalidate_context(entry.domain_id(), requester, entry.domain_id()),
+            Some(entry) => {
+                self.invalidate_context(&site::WITHDRAW_FLUSH, entry.domain_id(), requester, entry.domain_id())
+            }
             None => Ok(()),
         };
         context.clear();
@@ -324,14 +327,14 @@ impl<P: Platform> VtdUnit<P> {
     /// Context entry NP to P (VT-d 6.5.3.3): in caching mode the absent entry may be cached.
     fn flush_absent(&self, requester: u16, entry: ContextEntry) -> Result<()> {
         if self.capabilities().cap.contains(Cap::CM) {
-            self.invalidate_context(ABSENT_ID, requester, entry.domain_id())?;
+            self.invalidate_context(&site::ABSENT_FLUSH, ABSENT_ID, requester, entry.domain_id())?;
         }
-        self.registers.flush_write_buffer()
+        self.flush_write_buffer(site::PRESENT_WRITE_BUFFER)
     }
 
-    fn invalidate_context(&self, cached: DomainId, source: u16, domain: DomainId) -> Result<()> {
+    fn invalidate_context(&self, sites: &FlushSites, cached: DomainId, source: u16, domain: DomainId) -> Result<()> {
         let context = ContextScope::Device { domain: cached, source, function_mask: 0 };
-        match self.flush(context, IotlbScope::Domain(domain)) {
+        match self.flush(sites, context, IotlbScope::Domain(domain)) {
             Err(Error::Fenced) if self.is_off() => Ok(()),
             result => result,
         }
@@ -339,10 +342,26 @@ impl<P: Platform> VtdUnit<P> {
 
     /// Invalidates in the context cache, then in the IOTLB, and waits for each: requests without a wait
     /// between them may be executed in any order, and a stale context entry would fill the IOTLB again.
-    pub(super) fn flush(&self, context: ContextScope, iotlb: IotlbScope) -> Result<()> {
-        [Request::Context(context), Request::Iotlb(iotlb, drain(self.capabilities()))]
-            .iter()
-            .try_for_each(|request| self.fence_with_queue(self.queue.run(&self.registers, &[request.encode()])))
+    pub(super) fn flush(&self, sites: &FlushSites, context: ContextScope, iotlb: IotlbScope) -> Result<()> {
+        self.run(sites.context, Request::Context(context))?;
+        self.run(sites.iotlb, Request::Iotlb(iotlb, drain(self.capabilities())))
+    }
+
+    /// Flushes the write buffer, if the unit has one that needs it.
+    pub(super) fn flush_write_buffer(&self, site: Site) -> Result<()> {
+        if site.is_skipped() { Ok(()) } else { self.registers.flush_write_buffer() }
+    }
+
+    /// Makes one request and waits for it; if that fails, every device is blocked.
+    pub(super) fn run(&self, site: RequestSite, request: Request) -> Result<()> {
+        if site.request.is_skipped() {
+            return Ok(());
+        }
+        let done = self
+            .queue
+            .submit(&self.registers, &[request.encode()])
+            .and_then(|ticket| if site.wait.is_skipped() { Ok(()) } else { self.queue.wait(&self.registers, ticket) });
+        self.fence_with_queue(done)
     }
 
     /// Whether translation and queue are off, after [`stop`](Self::stop). Nothing needs to be

@@ -17,7 +17,7 @@ use core::mem::ManuallyDrop;
 use core::time::Duration;
 
 use self::state::{Fate, Mode, State};
-use super::UnitRegisters;
+use super::{UnitRegisters, site};
 use crate::addr::PhysAddr;
 use crate::arch::vtd::layout::Descriptor;
 use crate::arch::vtd::layout::descriptors::kind;
@@ -345,7 +345,7 @@ impl<P: Platform> Queue<P> {
             state.tail = state.tail.wrapping_add(1);
         }
         self.finish_batch(&mut state, sequence);
-        unit.publish_queue_tail(self.offset(state.tail));
+        unit.publish_queue_tail(site::REQUESTS, self.offset(state.tail));
         Ok(Some(Ticket { sequence }))
     }
 

@@ -7,7 +7,7 @@
 
 use super::Queue;
 use super::state::{Fate, Mode, State};
-use crate::arch::vtd::driver::UnitRegisters;
+use crate::arch::vtd::driver::{UnitRegisters, site};
 use crate::arch::vtd::layout::Descriptor;
 use crate::arch::vtd::layout::descriptors::kind;
 use crate::arch::vtd::layout::registers::{FaultStatus, Global, offset};
@@ -37,7 +37,9 @@ impl<P: Platform> Queue<P> {
             return; // Somebody was faster.
         }
         // What is done is done, even if its status write is still under way.
-        unit.push_status_writes();
+        if !site::STATUS_WRITES.is_skipped() {
+            unit.push_status_writes();
+        }
         state.reclaim(self.completed());
         if status.contains(FaultStatus::ICE) {
             state.broken = Some(state.freed_sequence.wrapping_add(1));
@@ -56,9 +58,9 @@ impl<P: Platform> Queue<P> {
         }
         // Failures are recorded and the ring is repaired: the unit may go on. It takes up work only
         // when the tail is written again.
-        unit.platform().publish();
+        site::RECOVERY.publish(unit.platform());
         unit.clear_fault_status(status);
-        unit.publish_queue_tail(self.offset(state.tail));
+        unit.publish_queue_tail(site::RECOVERY_TAIL, self.offset(state.tail));
     }
 
     /// Turns queued invalidation on, whatever was before. *Task only.*
@@ -86,7 +88,7 @@ impl<P: Platform> Queue<P> {
     /// As for [`start`](Self::start); the queue is fenced then.
     pub fn stop(&self, unit: &UnitRegisters<P>) -> Result<()> {
         // The queue is quiet when the last thing it did was a wait (VT-d 6.5.2).
-        if self.is_running() {
+        if self.is_running() && !site::STOP_REQUEST.is_skipped() {
             let _ = self.run(unit, &[]);
         }
         match self.begin_change(Mode::Running) {
@@ -274,7 +276,7 @@ impl<P: Platform> Queue<P> {
         }
         // If it does not run dry, it is turned off all the same, as far as the unit lets itself.
         let _ = wait_until(unit.platform(), self.limit, WaitReason::Register, || {
-            if unit.queue_head() == unit.raw().read32(offset::IQT) {
+            if site::DRY_WAIT.is_skipped() || unit.queue_head() == unit.raw().read32(offset::IQT) {
                 return Some(());
             }
             let status = unit.fault_status() & FaultStatus::QUEUE;
@@ -300,7 +302,7 @@ impl<P: Platform> Queue<P> {
         }
         let tail = unit.raw().read32(offset::IQT);
         unit.clear_fault_status(status);
-        unit.publish_queue_tail(tail);
+        unit.publish_queue_tail(site::GIVEN_UP_TAIL, tail);
     }
 
     fn turn_on(&self, unit: &UnitRegisters<P>) -> Result<()> {

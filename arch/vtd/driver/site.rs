@@ -1,0 +1,93 @@
+//! Where the driver orders what a unit sees: each barrier, clean, request and wait by name.
+//!
+//! Cleans are for units that do not snoop, write-buffer flushes for those with CAP.RWBF.
+
+use crate::sync::Site;
+use crate::sync::site::sites;
+
+/// The sites of a request that is waited for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RequestSite {
+    pub(super) request: Site,
+    pub(super) wait: Site,
+}
+
+/// The sites of an invalidation of the context cache and, then, of the IOTLB (VT-d 6.5.3.3).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FlushSites {
+    pub(super) context: RequestSite,
+    pub(super) iotlb: RequestSite,
+}
+
+/// Of an entry that was present.
+pub(super) const WITHDRAW_FLUSH: FlushSites = FlushSites {
+    context: RequestSite { request: WITHDRAW_CONTEXT, wait: WITHDRAW_CONTEXT_WAIT },
+    iotlb: RequestSite { request: WITHDRAW_IOTLB, wait: WITHDRAW_IOTLB_WAIT },
+};
+
+/// Of an entry that was absent, in caching mode.
+pub(super) const ABSENT_FLUSH: FlushSites = FlushSites {
+    context: RequestSite { request: ABSENT_CONTEXT, wait: ABSENT_CONTEXT_WAIT },
+    iotlb: RequestSite { request: ABSENT_IOTLB, wait: ABSENT_IOTLB_WAIT },
+};
+
+/// Of everything, when the unit is given its tables.
+pub(super) const TABLES_FLUSH: FlushSites = FlushSites {
+    context: RequestSite { request: TABLES_CONTEXT, wait: TABLES_CONTEXT_WAIT },
+    iotlb: RequestSite { request: TABLES_IOTLB, wait: TABLES_IOTLB_WAIT },
+};
+
+sites! {
+    // Tables.
+    ROOT_TABLE_CLEAN = "VT-d: clean of a new root table";
+    CONTEXT_TABLE_CLEAN = "VT-d: clean of a new context table, before the root entry";
+    CONTEXT_TABLE = "VT-d: zeros of a new context table, before the root entry";
+    ROOT_ENTRY_CLEAN = "VT-d: clean of a root entry";
+    CONTEXT_HIGH = "VT-d: high half of a context entry, before the half that makes it present";
+    CONTEXT_PRESENT = "VT-d: a context entry made present, before what follows";
+    CONTEXT_PRESENT_CLEAN = "VT-d: clean of a context entry made present";
+    CONTEXT_ABSENT = "VT-d: a context entry made absent, before the invalidation";
+    CONTEXT_ABSENT_CLEAN = "VT-d: clean of a context entry made absent, before the invalidation";
+    CONTEXT_CLEAR = "VT-d: a cleared context entry, before it is filled again";
+    CONTEXT_CLEAR_CLEAN = "VT-d: clean of a cleared context entry, before it is filled again";
+
+    // Invalidations.
+    WITHDRAW_CONTEXT = "VT-d: context cache, of an entry made absent";
+    WITHDRAW_CONTEXT_WAIT = "VT-d: wait for the context cache, of an entry made absent";
+    WITHDRAW_IOTLB = "VT-d: IOTLB, of an entry made absent";
+    WITHDRAW_IOTLB_WAIT = "VT-d: wait for the IOTLB, of an entry made absent";
+    ABSENT_CONTEXT = "VT-d: context cache, of an entry made present";
+    ABSENT_CONTEXT_WAIT = "VT-d: wait for the context cache, of an entry made present";
+    ABSENT_IOTLB = "VT-d: IOTLB, of an entry made present";
+    ABSENT_IOTLB_WAIT = "VT-d: wait for the IOTLB, of an entry made present";
+    TABLES_CONTEXT = "VT-d: context cache, all of it, under a new root table";
+    TABLES_CONTEXT_WAIT = "VT-d: wait for the context cache under a new root table";
+    TABLES_IOTLB = "VT-d: IOTLB, all of it, under a new root table";
+    TABLES_IOTLB_WAIT = "VT-d: wait for the IOTLB under a new root table";
+
+    // Write buffers.
+    CHANGED_WRITE_BUFFER = "VT-d: write-buffer flush of changed page tables";
+    PRESENT_WRITE_BUFFER = "VT-d: write-buffer flush of a context entry made present";
+    ROOT_TABLE_WRITE_BUFFER = "VT-d: write-buffer flush of everything, before the root table is told";
+
+    // Commands.
+    ROOT_TABLE = "VT-d: all tables, before the root table is told";
+    ROOT_TABLE_WAIT = "VT-d: wait for the root table to be taken";
+    ENABLE_WAIT = "VT-d: wait for translation to be on";
+    DISABLE_WAIT = "VT-d: wait for translation to be off";
+    DISABLE_REMAPPING_WAIT = "VT-d: wait for interrupt remapping to be off";
+    WRITE_BUFFER_WAIT = "VT-d: wait for the write buffer to be flushed";
+    PROTECTED_MEMORY_WAIT = "VT-d: wait for protected memory to be off";
+    ENABLE_QUEUE_WAIT = "VT-d: wait for the queue to be on";
+    DISABLE_QUEUE_WAIT = "VT-d: wait for the queue to be off";
+
+    // The queue.
+    QUEUE = "VT-d: status word, before the queue is on";
+    REQUESTS = "VT-d: requests, before the tail";
+    RECOVERY = "VT-d: a repaired queue, before the error is cleared";
+    RECOVERY_TAIL = "VT-d: a repaired queue, before the tail";
+    STATUS_WRITES = "VT-d: status writes under way, before the status word is believed";
+    STOP_REQUEST = "VT-d: the last wait, before the queue is off";
+    DRY_WAIT = "VT-d: wait for the queue to run dry, before it is off";
+    GIVEN_UP_TAIL = "VT-d: a queue that is given up, before the tail";
+}
