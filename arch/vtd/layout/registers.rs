@@ -64,6 +64,24 @@ pub mod offset {
     pub const IRTA: usize = 0xb8;
     /// End of the registers that every unit has.
     pub const COMMON_END: usize = 0xc0;
+    /// Page request queue head, 64 bits of which the low half counts (11.4.11.1).
+    pub const PQH: usize = 0xc0;
+    /// Page request queue tail, 64 bits of which the low half counts (11.4.11.2).
+    pub const PQT: usize = 0xc8;
+    /// Page request queue address, 64 bits (11.4.11.3).
+    pub const PQA: usize = 0xd0;
+    /// Page request status, 32 bits (11.4.11.4).
+    pub const PRS: usize = 0xdc;
+    /// Page request event control, 32 bits (11.4.11.5).
+    pub const PECTL: usize = 0xe0;
+    /// Page request event message data, 32 bits (11.4.11.6).
+    pub const PEDATA: usize = 0xe4;
+    /// Page request event message address, 32 bits (11.4.11.7).
+    pub const PEADDR: usize = 0xe8;
+    /// Page request event message upper address, 32 bits (11.4.11.8).
+    pub const PEUADDR: usize = 0xec;
+    /// End of the registers of units with page requests, apart from those whose place varies.
+    pub const PAGE_REQUEST_END: usize = 0xf0;
 }
 
 /// Bytes of one fault recording register (VT-d 11.4.7.6).
@@ -141,6 +159,22 @@ impl FaultStatus {
 pub const EVENT_MASKED: u32 = 1 << 31;
 /// Fault or invalidation event control: a message is held back (VT-d 11.4.7.2, 11.4.9.5).
 pub const EVENT_PENDING: u32 = 1 << 30;
+
+bitflags! {
+    /// Page request status (VT-d 11.4.11.4). Both are written with 1 to clear.
+    ///
+    /// ```
+    /// use iommu::arch::vtd::layout::registers::PageRequestStatus;
+    /// assert!(PageRequestStatus::from_bits_retain(3).contains(PageRequestStatus::PRO));
+    /// ```
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct PageRequestStatus: u32 {
+        /// A request was added to the queue.
+        const PPR = 1 << 0;
+        /// Overflow: a request was lost, and all are until this is cleared.
+        const PRO = 1 << 1;
+    }
+}
 
 /// Protected memory: enable (VT-d 11.4.8.1).
 pub const PMEN_EPM: u32 = 1 << 31;

@@ -4,10 +4,12 @@
 //! [`Descriptor::decode`] go from one to the other.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
+mod page_request;
 mod scope;
 
 use bitflags::bitflags;
 
+pub use page_request::{PageRequest, PageRequestFlags, ResponseCode};
 pub use scope::{Changed, ContextScope, DevicePasids, DeviceRange, Drain, IotlbScope, PasidIotlbScope, PasidScope};
 
 use super::{DomainId, field};
@@ -45,6 +47,8 @@ pub mod kind {
     pub const PASID_CACHE: u8 = 0x7;
     /// PASID-based device-TLB invalidation (6.5.2.6), 256 bits.
     pub const PASID_DEVICE_TLB: u8 = 0x8;
+    /// Page group response (7.6.1), 256 bits.
+    pub const PAGE_GROUP_RESPONSE: u8 = 0x9;
 }
 
 bitflags! {
@@ -116,6 +120,17 @@ pub enum Request {
         /// Which.
         range: DeviceRange,
     },
+    /// Answer the page requests of a group (7.6.1); 256 bits.
+    PageGroupResponse {
+        /// Requester id of the device.
+        source: u16,
+        /// The PASID of the requests, 20 bits, if they had one.
+        pasid: Option<u32>,
+        /// The group (PRGI), 9 bits.
+        group: u16,
+        /// What became of them.
+        code: ResponseCode,
+    },
     /// Drop all of the interrupt entry cache.
     InterruptAll,
     /// Drop `1 << mask` entries of the interrupt entry cache.
@@ -180,6 +195,15 @@ impl Request {
                 let range = range.encode();
                 let range = range & !0xfff | (range & 1) << 11;
                 (low | function(physical_function) | pasid(number), range | all)
+            }
+            Self::PageGroupResponse { source, pasid: number, group, code } => {
+                let low = kind::PAGE_GROUP_RESPONSE as u64 | (code as u64) << 12 | (source as u64) << 16;
+                let number = match number {
+                    Some(number) => pasid(number) | 1 << 4,
+                    None => 0,
+                };
+                // The type goes on in bits 11:9, which are zero for it.
+                (low | number, (group as u64 & 0x1ff) << 3)
             }
             Self::InterruptAll => (kind::INTERRUPT as u64, 0),
             Self::Interrupt { index, mask } => {
@@ -292,6 +316,16 @@ impl Descriptor {
                 pasids: if high & 1 == 0 { DevicePasids::One(field(low, 51, 32) as u32) } else { DevicePasids::All },
                 range: DeviceRange::decode(high & !0xfff | high >> 11 & 1),
             }),
+            // Figure 7-2: PP 4, RC 15:12, RID 31:16, PASID 51:32 (ignored without PP); ignored 66, PRGI 75:67.
+            kind::PAGE_GROUP_RESPONSE if low & 0xfff0_0000_0000_01e0 == 0 && high & !0xffc == 0 => {
+                let code = match ResponseCode::from_encoding(field(low, 15, 12)) {
+                    Some(code) => code,
+                    None => return None,
+                };
+                let pasid = if low & 1 << 4 == 0 { None } else { Some(field(low, 51, 32) as u32) };
+                let (source, group) = (field(low, 31, 16) as u16, field(high, 11, 3) as u16);
+                Some(Request::PageGroupResponse { source, pasid, group, code })
+            }
             // Figure 6-8: G 4, IM 31:27, IIDX 47:32.
             kind::INTERRUPT if low & 0xffff_0000_07ff_f1e0 == 0 && high == 0 => match field(low, 4, 4) {
                 0 => Some(Request::InterruptAll),
@@ -312,7 +346,7 @@ impl Descriptor {
 mod tests {
     use super::{
         Changed, ContextScope, Descriptor, DevicePasids, DeviceRange, Drain, IotlbScope, PasidIotlbScope, PasidScope,
-        Request, WaitFlags,
+        Request, ResponseCode, WaitFlags,
     };
     use crate::addr::{Iova, PhysAddr};
     use crate::arch::vtd::layout::DomainId;
@@ -320,7 +354,7 @@ mod tests {
     const DOMAIN: DomainId = DomainId::new(0xabcd);
 
     /// Values worked out by hand from the figures of 6.5.2.
-    const GOLDEN: [(Request, [u64; 2]); 20] = [
+    const GOLDEN: [(Request, [u64; 2]); 22] = [
         (Request::Context(ContextScope::Global), [0x11, 0]),
         (Request::Context(ContextScope::Domain(DOMAIN)), [0xabcd_0021, 0]),
         (
@@ -408,6 +442,19 @@ mod tests {
             },
             [0x1_0008, 0x7fff_ffff_ffff_f801],
         ),
+        (
+            Request::PageGroupResponse {
+                source: 0x1234,
+                pasid: Some(0xf_edcb),
+                group: 0x1ff,
+                code: ResponseCode::Failure,
+            },
+            [0xf_edcb_1234_f019, 0xff8],
+        ),
+        (
+            Request::PageGroupResponse { source: 1, pasid: None, group: 5, code: ResponseCode::InvalidRequest },
+            [0x1_1009, 0x28],
+        ),
     ];
 
     #[test]
@@ -433,7 +480,7 @@ mod tests {
     #[test]
     fn reserved_bits_are_refused() {
         // One descriptor of each type, and the bits (of 128) that RsvdZ covers in its figure.
-        let cases: [(usize, &[(u32, u32)]); 8] = [
+        let cases: [(usize, &[(u32, u32)]); 9] = [
             (0, &[(6, 8), (12, 15), (50, 63), (64, 127)]),
             (5, &[(8, 8), (12, 15), (32, 63), (71, 75)]),
             (6, &[(4, 8), (21, 31), (48, 51), (65, 75)]),
@@ -442,6 +489,7 @@ mod tests {
             (15, &[(6, 8), (12, 15), (52, 63), (64, 127)]),
             (17, &[(6, 8), (12, 15), (52, 63), (71, 75)]),
             (18, &[(65, 74)]),
+            (20, &[(5, 8), (52, 63), (64, 65), (76, 127)]),
         ];
         for (case, ranges) in cases {
             let (request, [low, high]) = GOLDEN[case];
@@ -454,7 +502,7 @@ mod tests {
             assert_eq!(Descriptor { words: [low, high, 0, 1] }.decode(), None);
             assert_eq!(Descriptor { words: [low | 0x200, high, 0, 0] }.decode(), None, "type[6:4]");
         }
-        for word in [0x0, 0x01, 0x02, 0x6, 0x16, 0x27, 0x9, 0xf] {
+        for word in [0x0, 0x01, 0x02, 0x6, 0x16, 0x27, 0x2009, 0xf] {
             assert_eq!(Descriptor { words: [word, 0, 0, 0] }.decode(), None, "{word:#x}");
         }
     }
