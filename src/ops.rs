@@ -311,7 +311,7 @@ pub struct Msi {
 ///             let traits = self.traits(Stage::Second).ok_or(Error::Incompatible(IncompatibleReason::Stage))?;
 ///             paging.traits().check_attach(48, traits)?;
 ///             // First the tag, so that every unmap from now on flushes here; then the entry.
-///             let tag = paging.tags().acquire(unit, None, None, &self.ids)?;
+///             let tag = paging.tags().acquire(unit, None, &self.ids)?;
 ///             root = paging.table().root().as_u64() | u64::from(tag.id);
 ///         }
 ///         self.root.store(root, Ordering::SeqCst);
@@ -458,7 +458,7 @@ pub trait IommuOps: Any + Send + Sync {
         Err(Error::Unsupported(UnsupportedReason::Operation))
     }
 
-    /// Submits an invalidation. Any.
+    /// Submits an invalidation: in the unit's cache and, when that is done, in the device TLBs. Any.
     ///
     /// # Errors
     /// [`Error::Fenced`], [`Error::TimedOut`] when there is no room.

@@ -18,8 +18,8 @@ use iommu::pci::PciConfig;
 use iommu::pgtable::{Config, Format, LiveSplit, PageSizes, PageTable, WalkerCoherency};
 use iommu::platform::{Hosted, Instant, NoRegisters, Platform};
 use iommu::{
-    DrainedFaults, Error, FaultRecord, Iova, IovaRange, NoSpaceReason, PhysAddr, Prot, ReservedRegions, Result,
-    SourceId, UnsupportedReason, Window, Windows,
+    DrainedFaults, Error, FaultRecord, Iova, IovaRange, NoSpaceReason, Pasid, PhysAddr, Prot, ReservedRegions, Result,
+    UnsupportedReason, Window, Windows,
 };
 use loom::cell::UnsafeCell;
 use loom::sync::{Arc, Mutex};
@@ -262,8 +262,8 @@ impl Stage {
         Arc::new(Self { hardware, unit, paging, ids })
     }
 
-    fn acquire(&self, source: Option<SourceId>) -> CacheTag {
-        self.paging.tags().acquire(&self.unit, None, source, &self.ids).unwrap()
+    fn acquire(&self, pasid: Option<Pasid>) -> CacheTag {
+        self.paging.tags().acquire(&self.unit, pasid, &self.ids).unwrap()
     }
 
     /// Attach: publish the tag, then let hardware walk.
@@ -275,7 +275,7 @@ impl Stage {
 
     /// Detach: stop walking, invalidate all, give the number to somebody else.
     fn detach(&self, tag: CacheTag) {
-        let all = Invalidation { tag, ranges: &[], depth: Depth::Tables };
+        let all = Invalidation { tag, devices: &[], ranges: &[], depth: Depth::Tables };
         let _ = self.hardware.invalidate(&all).unwrap();
         self.withdraw(tag);
     }
@@ -365,11 +365,11 @@ fn two_releases_beside_a_reader() {
     loom::model(|| {
         // Waits end early: two threads that spin for a third would spin for ever under loom.
         let stage = Stage::with_clock(1);
-        let tags = [1, 2].map(|id| stage.acquire(Some(SourceId::platform(0, id))));
+        let tags = [1, 2].map(|id| stage.acquire(Pasid::new(id)));
         let releasing = tags.map(|tag| beside(&stage, move |stage| stage.withdraw(tag)));
         let all: &Tags<Heap> = stage.paging.tags();
         for (unit, tag) in all.read().iter() {
-            let _ = unit.invalidate(&Invalidation { tag, ranges: &[], depth: Depth::Leaves }).unwrap();
+            let _ = unit.invalidate(&Invalidation { tag, devices: &[], ranges: &[], depth: Depth::Leaves }).unwrap();
         }
         releasing.into_iter().for_each(|thread| thread.join().unwrap());
         assert_eq!(all.is_empty(), stage.ids.quarantined() == 0);

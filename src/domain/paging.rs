@@ -7,7 +7,7 @@ use core::time::Duration;
 use super::{DomainKind, site};
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::error::{Error, InvalidReason, Result, WaitReason};
-use crate::iotlb::{Flush, Invalidation, Tags, Ticket};
+use crate::iotlb::{DeviceTlb, Flush, Invalidation, MAX_DEVICE_TLBS, Tags, Ticket};
 use crate::ops::{DomainFeatures, DomainOps, DomainSpec, MapFlush, Stage, Unit, UnitTraits};
 use crate::pgtable::{Format, MapError, PageSizes, PageTable, Run, Short, TableList};
 use crate::platform::Platform;
@@ -97,19 +97,28 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         let mut result = Ok(());
         let mut under_way: heapless::Vec<(&Unit, Ticket), TICKETS_AT_ONCE> = heapless::Vec::new();
         for (unit, tag) in snapshot.iter() {
-            if under_way.is_full() {
-                result = result.and(wait_all(&mut under_way));
-            }
             if site::REQUEST.is_skipped() {
                 continue;
             }
-            let invalidation = Invalidation { tag, ranges: flush.ranges(), depth: flush.depth() };
-            match unit.invalidate(&invalidation) {
-                Ok(ticket) => {
-                    // There is room: it was emptied above when it was full.
-                    let _ = under_way.push((unit, ticket));
+            let mut left = snapshot.device_tlbs(unit, tag).peekable();
+            loop {
+                if under_way.is_full() {
+                    result = result.and(wait_all(&mut under_way));
                 }
-                Err(error) => result = result.and(Err(error)),
+                let devices: heapless::Vec<DeviceTlb, MAX_DEVICE_TLBS> = left.by_ref().take(MAX_DEVICE_TLBS).collect();
+                // With more device TLBs the unit's own cache is asked again: it goes before each.
+                let invalidation =
+                    Invalidation { tag, devices: &devices, ranges: flush.ranges(), depth: flush.depth() };
+                match unit.invalidate(&invalidation) {
+                    Ok(ticket) => {
+                        // There is room: it was emptied above when it was full.
+                        let _ = under_way.push((unit, ticket));
+                    }
+                    Err(error) => result = result.and(Err(error)),
+                }
+                if left.peek().is_none() {
+                    break;
+                }
             }
         }
         result.and(wait_all(&mut under_way))

@@ -9,7 +9,7 @@ mod tags;
 
 pub use flush::{Flush, GATHER_RANGES};
 pub use gather::{Gather, SyncError};
-pub use tags::{CacheTag, Last, Snapshot, Tags};
+pub use tags::{CacheTag, DeviceTlb, Last, Snapshot, Tags};
 
 use crate::addr::IovaRange;
 
@@ -27,11 +27,19 @@ pub enum Depth {
     Tables,
 }
 
-/// What a unit shall drop from its caches.
+/// Device TLBs that one [`Invalidation`] names at the most.
+pub const MAX_DEVICE_TLBS: usize = 4;
+
+/// What a unit shall drop from its caches, and then have device TLBs drop.
+///
+/// The two belong together because a device TLB is filled from what the unit caches: it is told after
+/// the unit has dropped its own, or it could fetch what is stale once more.
 #[derive(Clone, Copy, Debug)]
 pub struct Invalidation<'a> {
-    /// In which cache, under which number.
+    /// In which cache of the unit, under which number.
     pub tag: CacheTag,
+    /// The device TLBs filled from there, at most [`MAX_DEVICE_TLBS`]; the same ranges go.
+    pub devices: &'a [DeviceTlb],
     /// Ranges of IOVAs; empty for everything under the tag.
     pub ranges: &'a [IovaRange],
     /// Whether tables are concerned.

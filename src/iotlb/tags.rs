@@ -21,7 +21,7 @@ use crate::addr::PhysAddr;
 use crate::error::{Error, InvalidReason, Result, WaitReason};
 use crate::frames::IdBitmap;
 use crate::id::{Pasid, SourceId};
-use crate::ops::Unit;
+use crate::ops::{Ats, Unit};
 use crate::platform::{FRAME_BYTES, Platform};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use crate::sync::{Lock, wait_until};
@@ -33,8 +33,29 @@ pub struct CacheTag {
     pub id: u32,
     /// The PASID, where translations are cached by PASID.
     pub pasid: Option<Pasid>,
-    /// The device whose own cache (device TLB) is meant; `None` for the unit's.
-    pub source: Option<SourceId>,
+    /// The device TLB that is meant, which is filled from what the unit caches under the same number;
+    /// `None` for the unit's own cache.
+    pub device: Option<DeviceTlb>,
+}
+
+/// A device TLB (PCIe 10.1) that may hold translations of a domain.
+///
+/// ```
+/// use iommu::SourceId;
+/// use iommu::iotlb::DeviceTlb;
+/// use iommu::ops::Ats;
+/// let ats = Ats { physical_function: 0, max_pending: 32 };
+/// let tlb = DeviceTlb { source: SourceId::pci(0, 0x20), pasid: None, ats };
+/// assert_eq!(tlb.source.id(), 0x20);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeviceTlb {
+    /// The device.
+    pub source: SourceId,
+    /// The PASID of the requests that it holds translations for; `None` for requests without one.
+    pub pasid: Option<Pasid>,
+    /// How it is told.
+    pub ats: Ats,
 }
 
 /// Tags that need no frame of their own.
@@ -101,40 +122,48 @@ impl<P: Platform> Tags<P> {
         }
     }
 
-    /// The tag of `unit` for requests with `pasid`, and for the device TLB of `source` if there is
-    /// one; made with a number of `ids` if there is none yet, else used once more. When this
-    /// returns, every unmap from now on invalidates it. Task context.
+    /// The tag of `unit` for requests with `pasid`, made with a number of `ids` if there is none yet,
+    /// else used once more. When this returns, every unmap from now on invalidates it. Task context.
     ///
     /// # Errors
     /// [`Error::NoSpace`] without a free number, [`Error::NoMemory`].
-    pub fn acquire(
-        &self,
-        unit: &Unit,
-        pasid: Option<Pasid>,
-        source: Option<SourceId>,
-        ids: &IdBitmap<P>,
-    ) -> Result<CacheTag> {
-        if let Some(tag) = self.share(unit, pasid, source) {
+    pub fn acquire(&self, unit: &Unit, pasid: Option<Pasid>, ids: &IdBitmap<P>) -> Result<CacheTag> {
+        if let Some(tag) = self.share(unit, pasid, None) {
             // Whoever made the tag may not have met the readers yet.
             self.meet_readers();
             return Ok(tag);
         }
         let id = ids.alloc()?;
-        let slot = match self.take_slot() {
-            Ok(slot) => slot,
-            Err(error) => {
-                ids.free(id);
-                return Err(error);
-            }
-        };
-        // Another processor may have made the same tag meanwhile.
-        if let Some(tag) = self.share(unit, pasid, source) {
+        let added = self.add(unit, CacheTag { id, pasid, device: None });
+        if !added.is_ok_and(|tag| tag.id == id) {
             ids.free(id);
+        }
+        added
+    }
+
+    /// The tag for a device TLB that is filled from what `unit` caches under `tag`, of which the caller
+    /// holds a use, and gives it back after this one's. The tag has the same number. Task context.
+    ///
+    /// # Errors
+    /// [`Error::NoMemory`].
+    pub fn acquire_device(&self, unit: &Unit, tag: CacheTag, device: DeviceTlb) -> Result<CacheTag> {
+        match self.share(unit, tag.pasid, Some(device)) {
+            Some(tag) => {
+                self.meet_readers();
+                Ok(tag)
+            }
+            None => self.add(unit, CacheTag { device: Some(device), ..tag }),
+        }
+    }
+
+    /// Adds a tag that was not found, unless another processor has done so meanwhile.
+    fn add(&self, unit: &Unit, tag: CacheTag) -> Result<CacheTag> {
+        let slot = self.take_slot()?;
+        if let Some(tag) = self.share(unit, tag.pasid, tag.device) {
             slot.state.store(FREE, Ordering::Release);
             self.meet_readers();
             return Ok(tag);
         }
-        let tag = CacheTag { id, pasid, source };
         // SAFETY: the slot is `TAKEN` by this call; nobody else reads or writes its content.
         unsafe { (*slot.content.get()).write((unit.clone(), tag)) };
         slot.state.store(LIVE, Ordering::Release);
@@ -142,7 +171,7 @@ impl<P: Platform> Tags<P> {
         Ok(tag)
     }
 
-    /// Gives back one use of a tag. `true` when it was the last one: the number may be reused then.
+    /// Gives back one use of a tag. When it was the last one of a unit's tag, the number may be reused.
     /// The caller has invalidated everything under the tag before. Task context.
     ///
     /// # Errors
@@ -186,10 +215,10 @@ impl<P: Platform> Tags<P> {
         self.slots().all(|slot| slot.state.load(Ordering::Acquire) == FREE)
     }
 
-    fn share(&self, unit: &Unit, pasid: Option<Pasid>, source: Option<SourceId>) -> Option<CacheTag> {
+    fn share(&self, unit: &Unit, pasid: Option<Pasid>, device: Option<DeviceTlb>) -> Option<CacheTag> {
         let _guard = self.users.lock(&self.platform);
         let slot = self.live_slots().find(|slot| {
-            slot.content().is_some_and(|(u, t)| u.ptr_eq(unit) && t.pasid == pasid && t.source == source)
+            slot.content().is_some_and(|(u, t)| u.ptr_eq(unit) && t.pasid == pasid && t.device == device)
         })?;
         // SAFETY: under the lock.
         let users = unsafe { &mut *slot.users.get() };
@@ -331,6 +360,16 @@ pub struct Snapshot<'a, P: Platform> {
 impl<P: Platform> Snapshot<'_, P> {
     /// Every unit with its tag.
     pub fn iter(&self) -> impl Iterator<Item = (&Unit, CacheTag)> {
+        self.all().filter(|(_, tag)| tag.device.is_none())
+    }
+
+    /// The device TLBs that are filled from what `unit` caches under `tag`.
+    pub fn device_tlbs(&self, unit: &Unit, tag: CacheTag) -> impl Iterator<Item = DeviceTlb> {
+        let filled = move |of: &Unit, from: CacheTag| of.ptr_eq(unit) && (from.id, from.pasid) == (tag.id, tag.pasid);
+        self.all().filter(move |(of, from)| filled(of, *from)).filter_map(|(_, from)| from.device)
+    }
+
+    fn all(&self) -> impl Iterator<Item = (&Unit, CacheTag)> {
         self.tags.live_slots().filter_map(|slot| slot.content().map(|(unit, tag)| (unit, *tag)))
     }
 }

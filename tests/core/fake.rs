@@ -239,7 +239,7 @@ impl FakeUnit {
     /// tag given back. If the unit does not answer the tag is kept.
     fn leave(&self, unit: &Unit, entry: Entry) {
         let (Some((tag, ..)), Some(paging)) = (entry.paging, paging(&entry.domain)) else { return };
-        let everything = Invalidation { tag, ranges: &[], depth: Depth::Tables };
+        let everything = Invalidation { tag, devices: &[], ranges: &[], depth: Depth::Tables };
         let invalidated = self.invalidate(&everything).and_then(|ticket| self.wait(ticket));
         if invalidated.is_err() {
             self.ids.quarantine(tag.id);
@@ -348,7 +348,7 @@ impl IommuOps for FakeUnit {
             let levels = paging.table().levels();
             paging.traits().check_attach(12 + 9 * levels, self.state().traits)?;
             // The tag is known to every unmap before the entry lets anything be cached under it.
-            let tag = paging.tags().acquire(unit, None, None, &self.ids)?;
+            let tag = paging.tags().acquire(unit, None, &self.ids)?;
             new.paging = Some((tag, paging.table().root(), levels));
         }
         let old = {
@@ -387,7 +387,7 @@ impl IommuOps for FakeUnit {
         state.published = self.platform.published();
         state.tickets += 1;
         let ticket = Ticket(state.tickets);
-        let Invalidation { tag, ranges, depth } = *invalidation;
+        let Invalidation { tag, ranges, depth, .. } = *invalidation;
         state.log.push(Event::Invalidate(tag.id, ranges.len(), depth));
         state.queue.push((ticket, tag, ranges.to_vec(), depth));
         Ok(ticket)

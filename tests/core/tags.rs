@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use iommu::frames::{IdBitmap, Ref, Slab};
-use iommu::iotlb::{CacheTag, Last, Tags};
-use iommu::ops::{IommuOps, Unit};
-use iommu::{Error, InvalidReason, NoSpaceReason, Pasid, Prot, SourceId, WaitReason};
+use iommu::iotlb::{CacheTag, DeviceTlb, Last, Tags};
+use iommu::ops::{Ats, IommuOps, Unit};
+use iommu::{Error, InvalidReason, NoSpaceReason, Pasid, Prot, WaitReason};
 
 use crate::fake::FakeUnit;
 use crate::platform::Frames;
@@ -34,8 +34,8 @@ fn stage(last_id: u32) -> Stage {
 }
 
 impl Stage {
-    fn acquire(&self, unit: usize, source: Option<SourceId>) -> iommu::Result<CacheTag> {
-        self.tags.acquire(&self.units[unit], None, source, &self.ids)
+    fn acquire(&self, unit: usize, pasid: Option<Pasid>) -> iommu::Result<CacheTag> {
+        self.tags.acquire(&self.units[unit], pasid, &self.ids)
     }
 
     fn release(&self, unit: usize, tag: CacheTag) -> iommu::Result<Last> {
@@ -62,18 +62,37 @@ fn a_tag_is_shared_by_those_whose_translations_are_cached_together() {
     let tag = stage.acquire(0, None).unwrap();
     assert_eq!(stage.acquire(0, None), Ok(tag));
     let other_unit = stage.acquire(1, None).unwrap();
-    let device = stage.acquire(0, Some(source(1))).unwrap();
-    let pasid = stage.tags.acquire(&stage.units[0], Pasid::new(1), None, &stage.ids).unwrap();
-    assert_eq!(stage.all().len(), 4);
-    assert_eq!(stage.all(), [tag.id, other_unit.id, device.id, pasid.id]);
+    let pasid = stage.acquire(0, Pasid::new(1)).unwrap();
+    assert_eq!(stage.all(), [tag.id, other_unit.id, pasid.id]);
     assert!(stage.tags.read().iter().any(|(unit, tag)| unit.ptr_eq(&stage.units[1]) && tag == other_unit));
     assert_eq!(stage.release(0, tag), Ok(Last::No));
-    assert_eq!(stage.all().len(), 4);
+    assert_eq!(stage.all().len(), 3);
     assert_eq!(stage.release(0, tag), Ok(Last::Yes));
     assert_eq!(stage.release(0, tag), Err(Error::Invalid(InvalidReason::WrongDomain)));
-    assert_eq!(stage.release(1, device), Err(Error::Invalid(InvalidReason::WrongDomain)), "another unit's");
-    assert_eq!(stage.all().len(), 3);
+    assert_eq!(stage.release(1, pasid), Err(Error::Invalid(InvalidReason::WrongDomain)), "another unit's");
+    assert_eq!(stage.all().len(), 2);
     assert!(!stage.tags.is_empty());
+    assert_eq!(stage.end(), 0);
+}
+
+#[test]
+fn a_device_tlb_goes_with_the_cache_that_fills_it() {
+    let stage = stage(255);
+    let (tag, elsewhere) = (stage.acquire(0, None).unwrap(), stage.acquire(1, None).unwrap());
+    let pasid = stage.acquire(0, Pasid::new(1)).unwrap();
+    let ats = Ats { physical_function: 0, max_pending: 32 };
+    let tlbs = [1, 2].map(|id| DeviceTlb { source: source(id), pasid: None, ats });
+    let devices = tlbs.map(|tlb| stage.tags.acquire_device(&stage.units[0], tag, tlb).unwrap());
+    assert_eq!(stage.tags.acquire_device(&stage.units[0], tag, tlbs[0]), Ok(devices[0]));
+    assert_eq!(devices[0].id, tag.id, "it has no number of its own");
+    assert_eq!(stage.ids.in_use(), 3);
+    let of = |unit: usize, tag| -> Vec<_> { stage.tags.read().device_tlbs(&stage.units[unit], tag).collect() };
+    assert_eq!(of(0, tag), tlbs);
+    assert_eq!((of(0, pasid), of(1, elsewhere)), (vec![], vec![]));
+    assert_eq!(stage.all().len(), 3, "units are told of device TLBs with their own");
+    assert_eq!(stage.release(0, devices[0]), Ok(Last::No));
+    assert_eq!(stage.release(0, devices[0]), Ok(Last::Yes));
+    assert_eq!(of(0, tag), tlbs[1..]);
     assert_eq!(stage.end(), 0);
 }
 
@@ -81,9 +100,9 @@ fn a_tag_is_shared_by_those_whose_translations_are_cached_together() {
 fn more_tags_than_fit_take_frames_which_are_used_again() {
     let stage = stage(1000);
     let before = stage.frames.in_use();
-    let first: Vec<_> = (0..2).map(|id| stage.acquire(0, Some(source(id))).unwrap()).collect();
+    let first: Vec<_> = (0..2).map(|id| stage.acquire(0, Pasid::new(id)).unwrap()).collect();
     assert_eq!(stage.frames.in_use(), before + 1, "a frame of ids, none of tags");
-    let more: Vec<_> = (2..150).map(|id| stage.acquire(0, Some(source(id))).unwrap()).collect();
+    let more: Vec<_> = (2..150).map(|id| stage.acquire(0, Pasid::new(id)).unwrap()).collect();
     let with_chunks = stage.frames.in_use();
     assert!(with_chunks > before + 2, "at least two chunks");
     assert_eq!(stage.all(), (0..150).collect::<Vec<_>>());
@@ -92,7 +111,7 @@ fn more_tags_than_fit_take_frames_which_are_used_again() {
     }
     assert!(stage.tags.is_empty());
     for id in 0..150 {
-        stage.acquire(1, Some(source(id))).unwrap();
+        stage.acquire(1, Pasid::new(id)).unwrap();
     }
     assert_eq!(stage.frames.in_use(), with_chunks);
     assert_eq!(stage.all().len(), 150);
@@ -110,7 +129,7 @@ fn want_of_numbers_or_frames_changes_nothing() {
     assert!(stage.frames.fail_never());
     assert_eq!((stage.ids.in_use(), stage.frames.in_use()), (ids, frames));
     stage.acquire(2, None).unwrap();
-    assert_eq!(stage.acquire(2, Some(source(1))), Err(Error::NoSpace(NoSpaceReason::DomainIds)));
+    assert_eq!(stage.acquire(2, Pasid::new(1)), Err(Error::NoSpace(NoSpaceReason::DomainIds)));
     assert_eq!(stage.all(), [0, 1, 2]);
     // Sharing needs neither.
     stage.acquire(2, None).unwrap();
@@ -165,7 +184,7 @@ fn releases_wait_for_readers_of_either_counter() {
                 let stage = &stage;
                 scope.spawn(move || {
                     for round in 0..200 {
-                        let tag = stage.acquire(thread as usize, Some(source(round))).unwrap();
+                        let tag = stage.acquire(thread as usize, Pasid::new(round)).unwrap();
                         assert_eq!(stage.release(thread as usize, tag), Ok(Last::Yes));
                         stage.ids.free(tag.id);
                     }

@@ -258,7 +258,7 @@ impl<P: Platform> VtdUnit<P> {
         let width = AddressWidth::from_levels(u32::from(table.levels()))
             .ok_or(Error::Incompatible(IncompatibleReason::Width))?;
         paging.traits().check_attach(width.bits() as u8, self.unit_traits())?;
-        let tag = paging.tags().acquire(unit, None, None, &self.ids)?;
+        let tag = paging.tags().acquire(unit, None, &self.ids)?;
         let id = DomainId::new(tag.id as u16);
         Ok((ContextEntry::new(TranslationType::Untranslated, table.root(), width, id), Some(tag)))
     }
@@ -430,7 +430,7 @@ fn entry_tag(entry: ContextEntry) -> Option<CacheTag> {
     (id != PASS_THROUGH_ID && id != ABSENT_ID).then(|| CacheTag {
         id: u32::from(id.as_u16()),
         pasid: None,
-        source: None,
+        device: None,
     })
 }
 

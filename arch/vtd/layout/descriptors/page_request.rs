@@ -142,7 +142,10 @@ mod tests {
     #[test]
     fn response_codes() {
         for code in 0..16 {
-            assert_eq!(ResponseCode::from_encoding(code).map(|code| code as u64), [0, 1, 15].contains(&code).then_some(code));
+            assert_eq!(
+                ResponseCode::from_encoding(code).map(|code| code as u64),
+                [0, 1, 15].contains(&code).then_some(code)
+            );
         }
     }
 }
