@@ -31,15 +31,16 @@ impl Entry {
     /// Writes the word in one piece, after everything written before.
     #[inline]
     pub fn store(&self, value: u64) {
-        self.observe(value);
-        self.0.store(value, Ordering::Release);
+        self.change(|word| {
+            word.store(value, Ordering::Release);
+            ((), Some(value))
+        });
     }
 
     /// Writes the word and gives what was there, in one step.
     #[inline]
     pub fn swap(&self, value: u64) -> u64 {
-        self.observe(value);
-        self.0.swap(value, Ordering::AcqRel)
+        self.change(|word| (word.swap(value, Ordering::AcqRel), Some(value)))
     }
 
     /// Writes `new` if the word still is `current`; gives what is there otherwise.
@@ -48,18 +49,28 @@ impl Entry {
     /// The value found, when it is not `current`.
     #[inline]
     pub fn compare_exchange(&self, current: u64, new: u64) -> Result<(), u64> {
-        let result = self.0.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire);
-        if result.is_ok() {
-            self.observe(new);
-        }
-        result.map(drop)
+        self.change(|word| {
+            let result = word.compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire);
+            (result.map(drop), result.is_ok().then_some(new))
+        })
     }
 
-    #[inline]
-    fn observe(&self, value: u64) {
+    /// Makes a change, which gives its result and the new value if there is one, under the eyes of an
+    /// observer.
+    #[inline(always)]
+    fn change<T>(&self, change: impl Fn(&AtomicU64) -> (T, Option<u64>)) -> T {
         #[cfg(observed)]
-        super::observe::store(core::ptr::from_ref(self) as usize, value);
+        {
+            let mut result = None;
+            super::observe::change(core::ptr::from_ref(self) as usize, &mut || {
+                let (outcome, value) = change(&self.0);
+                result = Some(outcome);
+                value
+            });
+            // A hook that does not make the change would lose it.
+            result.unwrap_or_else(|| change(&self.0).0)
+        }
         #[cfg(not(observed))]
-        let _ = value;
+        change(&self.0).0
     }
 }

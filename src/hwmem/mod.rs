@@ -3,7 +3,7 @@
 //! This module is the only way to such memory. Each word is an [`Entry`], an atomic of 64 bits, so
 //! that neither compiler nor processor tears it. Three builds share the interface: the plain one;
 //! loom's (`--cfg loom`), in which each entry is a loom atomic constructed in place; and the
-//! observed one (`--cfg observed`), in which a hook sees every store.
+//! observed one (`--cfg observed`), in which a hook makes every change.
 //!
 //! What a store alone does not do is make itself visible to a device: that takes
 //! [`Table::clean`] for walkers that do not snoop, and `Platform::publish`.

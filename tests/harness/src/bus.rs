@@ -7,6 +7,7 @@ use iommu::platform::Registers;
 use iommu::{PciAddress, PhysAddr};
 
 use crate::error::Result;
+use crate::observed::ObservedMemory;
 
 /// How many bytes one access moves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,12 +60,18 @@ pub struct BusRegisters {
     bus: Arc<dyn Bus>,
     base: PhysAddr,
     bytes: usize,
+    observed: Option<Arc<ObservedMemory>>,
 }
 
 impl BusRegisters {
     /// The `bytes` bytes of registers at `base`.
     pub fn new(bus: Arc<dyn Bus>, base: PhysAddr, bytes: usize) -> Self {
-        Self { bus, base, bytes }
+        Self { bus, base, bytes, observed: None }
+    }
+
+    /// Tells `memory` of every write before it happens.
+    pub fn with_observed(self, memory: Option<Arc<ObservedMemory>>) -> Self {
+        Self { observed: memory, ..self }
     }
 
     fn at(&self, offset: usize, width: usize) -> Option<PhysAddr> {
@@ -78,6 +85,9 @@ impl BusRegisters {
 
     fn write(&self, offset: usize, bytes: usize, width: Width, value: u64) {
         if let Some(address) = self.at(offset, bytes) {
+            if let Some(memory) = &self.observed {
+                memory.told();
+            }
             // The bus has told it; a driver cannot be told.
             let _ = self.bus.write(address, width, value);
         }

@@ -25,6 +25,7 @@
 //! | [`devices`] | PCI functions as DMA engines |
 //! | [`pci`] | configuration space, bus numbers and BARs |
 //! | [`firmware`] | ACPI tables |
+//! | [`observed`] | memory that a device sees as late as hardware permits |
 //! | [`options`] | which machine is wanted |
 //! | [`quirks`] | what versions of QEMU do differently from the specification |
 //! | [`runner`] | tests that can say *ignored, and why* |
@@ -36,6 +37,7 @@ mod error;
 pub mod firmware;
 mod frames;
 pub mod machine;
+pub mod observed;
 pub mod options;
 pub mod pci;
 pub mod platform;
@@ -48,6 +50,7 @@ pub use devices::{Access, DmaDevice, DmaOutcome, Workspace};
 pub use error::{Error, Result};
 pub use frames::{FramePool, POISON};
 pub use machine::{Buffer, Machine};
+pub use observed::{Adversary, ObservedMemory};
 pub use options::{Node, Topology, VtdOptions, X86Options};
 pub use platform::MachinePlatform;
 pub use qemu::QemuX86;

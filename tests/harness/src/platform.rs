@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time;
 
-use iommu::platform::{Hosted, Instant, Platform};
+use iommu::platform::{Hosted, Instant, Platform, Processor};
 use iommu::{PhysAddr, PhysRange, Result};
 
 use crate::bus::{Bus, BusRegisters};
 use crate::frames::FramePool;
+use crate::observed::ObservedMemory;
 use crate::ram::GuestRam;
 
 /// How many processors the platform tells of. Each live thread that calls into a driver is one; the
@@ -28,12 +29,24 @@ pub struct MachinePlatform {
 struct Shared {
     bus: Arc<dyn Bus>,
     pool: FramePool,
+    observed: Option<Arc<ObservedMemory>>,
 }
 
 impl MachinePlatform {
     /// A platform whose frames come from `pool` and whose registers lie on `bus`.
     pub fn new(bus: Arc<dyn Bus>, pool: FramePool) -> Self {
-        Self { shared: Arc::new(Shared { bus, pool }) }
+        Self { shared: Arc::new(Shared { bus, pool, observed: None }) }
+    }
+
+    /// As [`new`](Self::new), and what the driver does to memory is told to `memory`, whose RAM is the
+    /// pool's.
+    pub fn with_observed(bus: Arc<dyn Bus>, pool: FramePool, memory: Arc<ObservedMemory>) -> Self {
+        Self { shared: Arc::new(Shared { bus, pool, observed: Some(memory) }) }
+    }
+
+    /// Who observes the driver's memory, if anybody does.
+    pub fn observed(&self) -> Option<&Arc<ObservedMemory>> {
+        self.shared.observed.as_ref()
     }
 
     /// The allocator of frames: counters, failures on demand, poison.
@@ -60,10 +73,18 @@ unsafe impl Platform for MachinePlatform {
     type Processor = Hosted;
 
     fn alloc_frames(&self, order: u8, last: PhysAddr) -> Option<PhysAddr> {
-        self.frames().alloc(order, last)
+        let first = self.frames().alloc(order, last)?;
+        if let Some(memory) = self.observed() {
+            memory.allocated(first, order);
+        }
+        Some(first)
     }
 
     unsafe fn free_frames(&self, first: PhysAddr, order: u8) {
+        // Before the next owner can be told of.
+        if let Some(memory) = self.observed() {
+            memory.freed(first, order);
+        }
         self.frames().free(first, order);
     }
 
@@ -75,7 +96,23 @@ unsafe impl Platform for MachinePlatform {
     }
 
     fn map_registers(&self, base: PhysAddr, bytes: usize) -> Result<BusRegisters> {
-        Ok(BusRegisters::new(self.shared.bus.clone(), base, bytes))
+        Ok(BusRegisters::new(self.shared.bus.clone(), base, bytes).with_observed(self.observed().cloned()))
+    }
+
+    fn publish(&self) {
+        Hosted::publish();
+        if let Some(memory) = self.observed() {
+            memory.publish();
+        }
+    }
+
+    fn clean(&self, start: NonNull<u8>, bytes: usize) {
+        Hosted::clean(start, bytes);
+        if let Some(memory) = self.observed()
+            && let Some(phys) = self.guest_ram().phys_of(start)
+        {
+            memory.clean(phys, bytes as u64);
+        }
     }
 
     fn now(&self) -> Instant {

@@ -58,6 +58,17 @@ impl GuestRam {
         self.checked(phys, 1)
     }
 
+    /// The physical address of a byte of this mapping.
+    pub fn phys_of(&self, pointer: NonNull<u8>) -> Option<PhysAddr> {
+        let offset = (pointer.as_ptr() as usize).checked_sub(self.base.as_ptr() as usize)?;
+        let holds = |region: &&Region| {
+            let bytes = region.range.bytes().map_or(usize::MAX, |bytes| bytes as usize);
+            (region.offset..region.offset.saturating_add(bytes)).contains(&offset)
+        };
+        let region = self.regions.iter().find(holds)?;
+        region.range.start().checked_add((offset - region.offset) as u64)
+    }
+
     /// Reads `into.len()` bytes at `phys`.
     pub fn read(&self, phys: PhysAddr, into: &mut [u8]) {
         let from = self.at(phys, into.len());
