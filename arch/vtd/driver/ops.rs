@@ -114,7 +114,7 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
     }
 
     fn invalidate(&self, invalidation: &Invalidation<'_>) -> Result<Ticket> {
-        self.flush_write_buffer(site::CHANGED_WRITE_BUFFER)?;
+        // Requests flush write buffers themselves (VT-d 6.8).
         let domain = DomainId::new(invalidation.tag.id as u16);
         let requests = iotlb_requests(self.capabilities(), domain, invalidation.ranges, invalidation.depth);
         let submitted = self.queue.submit(&self.registers, &requests);

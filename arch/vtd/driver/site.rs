@@ -66,7 +66,6 @@ sites! {
     TABLES_IOTLB_WAIT = "VT-d: wait for the IOTLB under a new root table";
 
     // Write buffers.
-    CHANGED_WRITE_BUFFER = "VT-d: write-buffer flush of changed page tables";
     PRESENT_WRITE_BUFFER = "VT-d: write-buffer flush of a context entry made present";
     ROOT_TABLE_WRITE_BUFFER = "VT-d: write-buffer flush of everything, before the root table is told";
 

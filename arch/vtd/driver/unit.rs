@@ -327,7 +327,8 @@ impl<P: Platform> VtdUnit<P> {
     /// Context entry NP to P (VT-d 6.5.3.3): in caching mode the absent entry may be cached.
     fn flush_absent(&self, requester: u16, entry: ContextEntry) -> Result<()> {
         if self.capabilities().cap.contains(Cap::CM) {
-            self.invalidate_context(&site::ABSENT_FLUSH, ABSENT_ID, requester, entry.domain_id())?;
+            // Flushes write buffers as well (VT-d 6.8).
+            return self.invalidate_context(&site::ABSENT_FLUSH, ABSENT_ID, requester, entry.domain_id());
         }
         self.flush_write_buffer(site::PRESENT_WRITE_BUFFER)
     }
