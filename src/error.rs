@@ -128,6 +128,8 @@ reasons! {
         Duplicate => "registered already",
         /// The device cannot be told apart from devices of two groups.
         TwoGroups => "not to be told apart from devices of two groups",
+        /// The bitmap has no bit for a page of the range.
+        Bitmap => "the range is not inside the bitmap",
         /// The configuration contradicts itself.
         Configuration => "contradictory configuration",
     }

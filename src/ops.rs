@@ -16,7 +16,7 @@ use crate::fault::{DrainedFaults, FaultRecord};
 use crate::frames::Ref;
 use crate::iotlb::{CacheTag, Flush, Invalidation, Ticket};
 use crate::pci::PciConfig;
-use crate::pgtable::{PageSizes, Run, WalkerCoherency};
+use crate::pgtable::{AccessedDirty, PageSizes, Run, WalkerCoherency};
 use crate::prot::Prot;
 use crate::region::ReservedRegions;
 pub use crate::requester::{Ats, Requester};
@@ -82,11 +82,13 @@ pub enum Capability {
     NoExec,
     /// DMA was blocked before this kernel took over.
     PreBootProtection,
-    /// Requests that ask not to snoop can be made to snoop.
+    /// Requests that ask not to snoop can be made to snoop: [`DomainFeatures::CACHE_COHERENCY`]. Units
+    /// say so in their traits.
     EnforceCacheCoherency,
     /// An invalidation can be deferred.
     DeferredFlush,
-    /// Hardware records which pages a device wrote.
+    /// Hardware records which pages a device wrote: [`DomainFeatures::DIRTY_TRACKING`]. Units say so in
+    /// their traits.
     DirtyTracking,
 }
 
@@ -116,6 +118,7 @@ bitflags::bitflags! {
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct DomainFeatures: u32 {
         /// Hardware records which pages devices write, while [`Domain::set_dirty_tracking`] has it on.
+        /// The record lies in the page table, so a unit that does not snoop there cannot offer this.
         const DIRTY_TRACKING = 1 << 0;
         /// Every request snoops the processor's caches, whatever the device asks for.
         const CACHE_COHERENCY = 1 << 1;
@@ -222,6 +225,17 @@ pub struct DomainSpec {
     pub traits: UnitTraits,
     /// The IOVAs that may be mapped.
     pub windows: Windows,
+}
+
+impl DomainSpec {
+    /// What the table's format does with the bits that hardware sets.
+    pub fn accessed_dirty(&self) -> AccessedDirty {
+        if self.traits.features.contains(DomainFeatures::DIRTY_TRACKING) {
+            AccessedDirty::Hardware
+        } else {
+            AccessedDirty::Unused
+        }
+    }
 }
 
 /// An interrupt that a unit raises for itself.
@@ -413,7 +427,7 @@ pub trait IommuOps: Any + Send + Sync {
         None
     }
 
-    /// Whether the unit can do it. Any.
+    /// Whether the unit can do it; not asked for what [`traits`](Self::traits) says. Any.
     fn capable(&self, capability: Capability) -> bool;
 
     /// A paging domain. Task.

@@ -20,20 +20,6 @@ pub enum DirtyTracking {
     On,
 }
 
-/// What becomes of the record of a page that was reported.
-///
-/// ```
-/// use iommu::domain::DirtyRead;
-/// assert_ne!(DirtyRead::Clear, DirtyRead::Keep);
-/// ```
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum DirtyRead {
-    /// It is cleared: the page is reported again only if a device writes it again.
-    Clear,
-    /// It stays (Linux's `IOMMU_DIRTY_NO_CLEAR`).
-    Keep,
-}
-
 /// One bit for each page from a first IOVA on, in the caller's words: bit `n % 64` of word `n / 64`
 /// stands for page `n`. Bits are set and never cleared, so that one bitmap can collect several reads.
 ///

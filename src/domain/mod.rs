@@ -1,6 +1,7 @@
 //! Domains: I/O address spaces.
 
 mod dirty;
+mod features;
 mod fixed;
 mod paging;
 mod site;
@@ -8,7 +9,8 @@ mod walk;
 
 use core::fmt;
 
-pub use dirty::{DirtyBitmap, DirtyRead, DirtyTracking};
+pub use crate::pgtable::DirtyRead;
+pub use dirty::{DirtyBitmap, DirtyTracking};
 pub use fixed::FixedDomain;
 pub use paging::PagingDomain;
 #[cfg(order_mutants)]
@@ -178,7 +180,8 @@ impl Domain {
     }
 
     /// Unmaps `range`, holes included, and notes in `gather` what must be invalidated. The memory
-    /// stays lent to devices until the gather was synced.
+    /// stays lent to devices until the gather was synced. The record of what devices wrote goes with
+    /// the mapping, see [`read_and_clear_dirty`](Self::read_and_clear_dirty).
     ///
     /// # Errors
     /// [`Error::PartialPage`] at a large page that the range covers only partly: what lies in the
@@ -244,36 +247,60 @@ impl Domain {
         changed
     }
 
-    /// What is on at the moment.
+    /// Which features are on at the moment.
     pub fn features(&self) -> DomainFeatures {
         self.ops().features()
     }
 
     /// Makes every request of every device snoop the processor's caches, whatever the device asks
-    /// for, from now on and for good. Task context.
+    /// for, from now on and for good: only units with [`DomainFeatures::CACHE_COHERENCY`] can be
+    /// attached afterwards. Nobody may map at the same time. Task context.
+    ///
+    /// A second stage says it in each mapping, so it must be empty; for a first stage the units say it.
     ///
     /// # Errors
-    /// [`IncompatibleReason::Features`](crate::IncompatibleReason::Features) when a unit that uses the
-    /// domain cannot, [`BusyReason::InUse`](crate::BusyReason::InUse) when something is mapped and the
-    /// format says it in each mapping.
+    /// With nothing changed: [`IncompatibleReason::Features`](crate::IncompatibleReason::Features) when
+    /// a unit that uses the domain cannot; [`BusyReason::InUse`](crate::BusyReason::InUse) when a
+    /// mapping is in the way; those of [`IommuOps::refresh`](crate::ops::IommuOps::refresh).
     pub fn enforce_cache_coherency(&self) -> Result<()> {
         self.ops().enforce_cache_coherency(self)
     }
 
-    /// Turns the record of what devices write on or off. Task context.
+    /// Turns the record of what devices write on or off, for a domain that was made with
+    /// [`DomainFeatures::DIRTY_TRACKING`]. Task context.
+    ///
+    /// Turning it on forgets what was recorded before; after an error too, and it is off then.
+    /// Turning it off keeps the record, which can still be read.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a domain without [`DomainFeatures::DIRTY_TRACKING`]; those of an
-    /// invalidation.
+    /// [`UnsupportedReason::Features`](crate::UnsupportedReason::Features) for any other paging domain;
+    /// those of [`IommuOps::refresh`](crate::ops::IommuOps::refresh) and
+    /// [`IommuOps::wait`](crate::ops::IommuOps::wait).
     #[doc(alias = "iommu_domain_set_dirty_tracking")]
     pub fn set_dirty_tracking(&self, tracking: DirtyTracking) -> Result<()> {
         self.ops().set_dirty_tracking(self, tracking)
     }
 
-    /// Sets the bits of the pages in `range` that devices wrote.
+    /// Sets the bits of the pages in `range` that a device wrote since they were mapped, or since
+    /// their record was cleared. A large page has one record, for all bits that stand for it.
+    ///
+    /// With [`DirtyRead::Clear`] the record is cleared, and when this returns every cache that had the
+    /// old record has dropped it: a write from then on is recorded anew. Copy the memory afterwards,
+    /// and each write is either in the copy or in the next read. May be called beside every other
+    /// call; what is mapped or unmapped meanwhile is read or not.
+    ///
+    /// Unmapping drops the record. Who must not lose it takes the permission to write away first
+    /// ([`protect`](Self::protect)), then reads, then unmaps.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a domain without [`DomainFeatures::DIRTY_TRACKING`].
+    /// - With nothing changed: [`UnsupportedReason::Features`](crate::UnsupportedReason::Features) for a
+    ///   domain without [`DomainFeatures::DIRTY_TRACKING`]; [`InvalidReason::NoPageSize`] when a bit
+    ///   stands for less than the smallest page, [`InvalidReason::Misaligned`] when the range cuts a
+    ///   bit's pages, [`InvalidReason::Bitmap`] when it leaves the bitmap; [`Error::OutsideWindow`];
+    ///   [`Error::NotMapped`] at the first hole; [`Error::PartialPage`] at a large page that the range
+    ///   covers only partly.
+    /// - Those of an invalidation. The bitmap holds what was read, and the same pages are recorded as
+    ///   written again, so that the next read reports them once more.
     #[doc(alias = "iommu_read_and_clear_dirty")]
     pub fn read_and_clear_dirty(&self, range: IovaRange, read: DirtyRead, bitmap: &mut DirtyBitmap<'_>) -> Result<()> {
         self.ops().read_and_clear_dirty(range, read, bitmap)

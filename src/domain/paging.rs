@@ -4,15 +4,15 @@ use core::any::Any;
 use core::mem::ManuallyDrop;
 use core::time::Duration;
 
-use super::{DomainKind, site};
+use super::features::Switches;
+use super::{DirtyBitmap, DirtyTracking, Domain, DomainKind, site};
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::error::{Error, InvalidReason, Result, WaitReason};
 use crate::iotlb::{DeviceTlb, Flush, Invalidation, MAX_DEVICE_TLBS, Tags, Ticket};
 use crate::ops::{DomainFeatures, DomainOps, DomainSpec, MapFlush, Stage, Unit, UnitTraits};
-use crate::pgtable::{Format, MapError, PageSizes, PageTable, Run, Short, TableList};
+use crate::pgtable::{DirtyRead, Format, MapError, PageSizes, PageTable, Run, Short, TableList};
 use crate::platform::Platform;
 use crate::prot::Prot;
-use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Lock, wait_until};
 use crate::window::Windows;
 
@@ -27,19 +27,18 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(10);
 /// Backends make it and find it again by downcast from [`DomainOps::as_any`].
 #[derive(Debug)]
 pub struct PagingDomain<F: Format, P: Platform> {
-    kind: DomainKind,
-    stage: Stage,
-    traits: UnitTraits,
-    /// [`DomainFeatures`] that are on.
-    on: AtomicU32,
-    windows: Windows,
+    pub(super) kind: DomainKind,
+    pub(super) stage: Stage,
+    pub(super) traits: UnitTraits,
+    pub(super) switches: Switches,
+    pub(super) windows: Windows,
     /// The widest of the windows, in which nearly every range lies: there the short ways are taken.
     /// `None` when there is no short way.
     usual: Option<IovaRange>,
     /// Leaked while a cache may still hold translations, see `drop`.
-    table: ManuallyDrop<PageTable<F, P>>,
-    tags: Tags<P>,
-    platform: P,
+    pub(super) table: ManuallyDrop<PageTable<F, P>>,
+    pub(super) tags: Tags<P>,
+    pub(super) platform: P,
     /// What was unmapped and not yet invalidated: deferred on purpose, or because it failed.
     deferred: Lock<Deferred>,
 }
@@ -53,8 +52,14 @@ struct Deferred {
 
 impl<F: Format, P: Platform> PagingDomain<F, P> {
     /// A domain over `table`, which is empty. `kind` is [`DomainKind::Identity`] when the backend
-    /// maps RAM one to one in it, for units without pass-through.
+    /// maps RAM one to one in it, for units without pass-through. A table for
+    /// [`DomainFeatures::DIRTY_TRACKING`] keeps what hardware records:
+    /// [`DomainSpec::accessed_dirty`]. Where the format enforces coherency in each leaf, this tells it.
     pub fn new(platform: P, kind: DomainKind, spec: &DomainSpec, table: PageTable<F, P>) -> Self {
+        if spec.traits.features.contains(DomainFeatures::CACHE_COHERENCY) {
+            let enforced = table.enforce_snoop();
+            debug_assert!(enforced.is_ok(), "the table is empty");
+        }
         let widest = spec
             .windows
             .iter()
@@ -63,7 +68,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         Self {
             kind,
             stage: spec.stage,
-            on: AtomicU32::new((spec.traits.features & DomainFeatures::CACHE_COHERENCY).bits()),
+            switches: Switches::new(spec.traits.features & DomainFeatures::CACHE_COHERENCY),
             usual: widest.filter(|_| kind == DomainKind::Paging && spec.traits.map_flush == MapFlush::Never),
             traits: spec.traits,
             windows: spec.windows.clone(),
@@ -91,7 +96,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
     }
 
     /// Invalidates in every cache and waits. All units work at the same time.
-    fn invalidate(&self, flush: &Flush) -> Result<()> {
+    pub(super) fn invalidate(&self, flush: &Flush) -> Result<()> {
         site::CHANGED.publish(&self.platform);
         let snapshot = self.tags.read();
         let mut result = Ok(());
@@ -260,7 +265,19 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
     }
 
     fn features(&self) -> DomainFeatures {
-        DomainFeatures::from_bits_truncate(self.on.load(Ordering::Acquire))
+        self.switches.on()
+    }
+
+    fn enforce_cache_coherency(&self, domain: &Domain) -> Result<()> {
+        self.enforce_coherency(domain)
+    }
+
+    fn set_dirty_tracking(&self, domain: &Domain, tracking: DirtyTracking) -> Result<()> {
+        self.track_dirty(domain, tracking)
+    }
+
+    fn read_and_clear_dirty(&self, range: IovaRange, read: DirtyRead, bitmap: &mut DirtyBitmap<'_>) -> Result<()> {
+        self.read_dirty(range, read, bitmap)
     }
 
     #[inline]

@@ -18,7 +18,7 @@ use crate::fault::{FaultLog, FaultRecord, FaultsLeft, LostFaults};
 use crate::frames::{RadixMap, Ref, Registry, Slab};
 use crate::group::{Group, GroupSlot};
 use crate::id::SourceId;
-use crate::ops::{Capability, DomainOps, InterruptKind, IommuOps, Msi, Unit};
+use crate::ops::{Capability, DomainFeatures, DomainOps, InterruptKind, IommuOps, Msi, Stage, Unit};
 use crate::platform::Platform;
 use crate::sync::Lock;
 
@@ -243,10 +243,17 @@ impl<P: Platform> Iommu<P> {
         &self.identity
     }
 
-    /// Whether the device's unit can do something. `false` for a device without IOMMU.
+    /// Whether the device's unit can do something, in a domain of one of its stages at least. `false`
+    /// for a device without IOMMU.
     #[doc(alias = "device_iommu_capable")]
     pub fn capable(&self, device: &Device, capability: Capability) -> bool {
-        device.unit().is_ok_and(|unit| unit.capable(capability))
+        let feature = match capability {
+            Capability::EnforceCacheCoherency => DomainFeatures::CACHE_COHERENCY,
+            Capability::DirtyTracking => DomainFeatures::DIRTY_TRACKING,
+            other => return device.unit().is_ok_and(|unit| unit.capable(other)),
+        };
+        let has = |unit: &Unit, stage| unit.traits(stage).is_some_and(|traits| traits.features.contains(feature));
+        device.unit().is_ok_and(|unit| [Stage::First, Stage::Second].into_iter().any(|stage| has(unit, stage)))
     }
 
     /// Whether the devices of the group can raise only their own interrupts. `false` until

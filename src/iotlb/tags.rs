@@ -210,6 +210,23 @@ impl<P: Platform> Tags<P> {
         Snapshot { tags: self, readers }
     }
 
+    /// Calls `visit` with each unit's own tag: of those that are there at the beginning and stay, with
+    /// each at least once. The caller is not registered as a reader during a visit, which may wait.
+    /// What it stored before is ordered before every tag published later. Task context.
+    pub(crate) fn each(&self, visit: &mut dyn FnMut(&Unit, CacheTag)) {
+        // Slots stay where they are, or move towards the end when a chunk is added.
+        for index in 0.. {
+            let found = {
+                let _registered = self.read();
+                let Some(slot) = self.slots().nth(index) else { return };
+                slot.content().map(|(unit, tag)| (unit.clone(), *tag))
+            };
+            if let Some((unit, tag)) = found.filter(|(_, tag)| tag.device.is_none()) {
+                visit(&unit, tag);
+            }
+        }
+    }
+
     /// Whether no cache holds anything of the domain.
     pub fn is_empty(&self) -> bool {
         self.slots().all(|slot| slot.state.load(Ordering::Acquire) == FREE)

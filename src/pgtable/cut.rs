@@ -200,6 +200,6 @@ impl<F: Format, P: Platform> PageTable<F, P> {
 
     /// The attributes of a leaf, with the bits that hardware has set in it.
     fn attributes_of(&self, found: u64) -> Result<u64> {
-        Ok(self.format.attributes(self.format.prot(found))? | found & F::ACCESSED_DIRTY)
+        Ok(self.attributes(self.format.prot(found))? | found & F::ACCESSED_DIRTY)
     }
 }

@@ -61,6 +61,11 @@ pub trait Format: Copy + Debug + Send + Sync + 'static {
     const VISIBLE: u64;
     /// The bits that hardware sets in leaves.
     const ACCESSED_DIRTY: u64;
+    /// The one of them that says that the page was written; zero where hardware does not say so.
+    const DIRTY: u64 = 0;
+    /// The bits in a leaf that make every request snoop, whatever the device asks for; zero where
+    /// leaves cannot say so.
+    const SNOOP: u64 = 0;
 
     /// The widest input address of a table of `levels` levels, in bits.
     fn max_input_bits(levels: u8) -> u8;

@@ -145,7 +145,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// Checks the arguments and computes what a call needs once.
     #[inline(always)]
     fn job(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<(u64, Job)> {
-        let attributes = self.format.attributes(prot)?;
+        let attributes = self.attributes(prot)?;
         let sizes = self.sizes & sizes.bits();
         if sizes == 0 {
             return Err(Error::Invalid(InvalidReason::NoPageSize));

@@ -30,6 +30,7 @@
 //! so that a stray table is not freed under them.
 
 mod cut;
+mod dirty;
 mod fmt;
 mod format;
 mod geometry;
@@ -44,7 +45,8 @@ mod site;
 mod table;
 mod unmap;
 
-pub use fmt::{AccessedDirty, SecondStage, Snoop, X86_64};
+pub use dirty::DirtyRead;
+pub use fmt::{AccessedDirty, SecondStage, X86_64};
 pub use format::{Format, LiveSplit};
 pub use list::TableList;
 pub use map::MapError;

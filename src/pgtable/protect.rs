@@ -26,7 +26,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// - No other call that changes the table works on an overlapping range at the same time.
     /// - As for [`map`](Self::map), devices may use the memory in the new way.
     pub unsafe fn protect(&self, range: IovaRange, prot: Prot) -> Result<()> {
-        let attributes = self.format.attributes(prot)?;
+        let attributes = self.attributes(prot)?;
         let (at, last) = self.offsets(range, 0, self.sizes)?;
         self.rewrite(self.root_table(), self.top, at, last, attributes)
     }

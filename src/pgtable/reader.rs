@@ -146,6 +146,12 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         self.format.leaf_phys(level, found) & !page | at & page
     }
 
+    /// See [`Reader::next_run`].
+    pub(super) fn run_from(&self, from: Iova, last: Iova) -> Option<Run> {
+        let range = IovaRange::new(from, last).ok()?.intersection(&self.range())?;
+        self.first_run(self.root_table(), self.top, self.offset(range.start())?, self.offset(range.last())?)
+    }
+
     /// The first run of pages between the offsets `at` and `end`, in a table of `level` and below.
     pub(super) fn first_run(&self, table: Table<'_>, level: u8, at: u64, end: u64) -> Option<Run> {
         let mut run = None;
@@ -198,9 +204,7 @@ impl<'a, F: Format, P: Platform> Reader<'a, F, P> {
 
     /// The first run of pages at or after `from`, up to `last` (inclusive), cut off at both.
     pub fn next_run(&self, from: Iova, last: Iova) -> Option<Run> {
-        let range = IovaRange::new(from, last).ok()?.intersection(&self.table.range())?;
-        let (at, end) = (self.table.offset(range.start())?, self.table.offset(range.last())?);
-        self.table.first_run(self.table.root_table(), self.table.top, at, end)
+        self.table.run_from(from, last)
     }
 
     /// All runs of pages in `range`, in order.

@@ -32,7 +32,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         if phys & rest != 0 || phys | rest > self.output_last {
             return Short::NotTaken;
         }
-        let (Ok(attributes), Some(place)) = (self.format.attributes(prot), self.place_of(range, bytes)) else {
+        let (Ok(attributes), Some(place)) = (self.attributes(prot), self.place_of(range, bytes)) else {
             return Short::NotTaken;
         };
         let entry = place.table.entry(place.index);

@@ -15,6 +15,7 @@ sites! {
     UNMAP_LARGE_CLEAN = "page table: clean of a large page that was cleared";
     UNMAP_TABLES_CLEAN = "page table: clean of links and large pages that were cleared";
     PROTECT_CLEAN = "page table: clean of leaves whose permission changed";
+    DIRTY_CLEAN = "page table: clean of leaves whose dirty bit was cleared";
     SPLIT_TABLE_CLEAN = "page table: clean of a table that replaces a large page";
     SPLIT_BITS_CLEAN = "page table: clean of accessed and dirty bits, taken over from a large page";
     SPLIT_TABLE = "page table: leaves that replace a large page, before the link to them";

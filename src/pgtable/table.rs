@@ -5,10 +5,12 @@ use core::fmt;
 use super::reclaim::Reclaim;
 use super::{Format, PageSizes, geometry, list, site};
 use crate::addr::{Iova, IovaRange, PhysAddr};
-use crate::error::{Error, InvalidReason, Result};
+use crate::error::{BusyReason, Error, InvalidReason, Result};
 use crate::hwmem::Table;
 use crate::platform::Platform;
+use crate::prot::Prot;
 use crate::sync::Site;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Whether hardware that walks a table sees what is in the processor's caches.
 ///
@@ -110,6 +112,8 @@ pub struct PageTable<F: Format, P: Platform> {
     pub(super) sizes: u64,
     table_last: PhysAddr,
     pub(super) output_last: u64,
+    /// What leaves have besides what the format says: [`Format::SNOOP`], once it is enforced.
+    extra: AtomicU64,
     pub(super) reclaim: Reclaim,
 }
 
@@ -125,6 +129,9 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             assert!(list::LINK_BITS & (F::PRESENT | F::VISIBLE) == 0);
             assert!(F::PRESENT < 1 << 12 && F::PRESENT & F::VISIBLE == 0 && F::VISIBLE.count_ones() == 1);
             assert!(F::ACCESSED_DIRTY & (F::PRESENT | F::VISIBLE) == 0);
+            assert!(
+                F::DIRTY & !F::ACCESSED_DIRTY == 0 && F::SNOOP & (F::PRESENT | F::VISIBLE | F::ACCESSED_DIRTY) == 0
+            );
             assert!(F::GRANULE_LOG2 >= 12 && F::INDEX_BITS > 0 && F::MAX_LEVELS <= 15 && F::MIN_LEVELS > 0);
         }
         let Config { levels, input_bits, walker, page_sizes, table_last, output_last } = config;
@@ -160,6 +167,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             sizes: sizes.bits(),
             table_last,
             output_last: output_last.as_u64(),
+            extra: AtomicU64::new(0),
             reclaim: Reclaim::new(),
         };
         table.clean(site::ROOT_CLEAN, table.root_table(), 0, table.root_table().len());
@@ -207,7 +215,36 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         self.walker
     }
 
+    /// Makes every request snoop that goes through a leaf: all leaves from now on have
+    /// [`Format::SNOOP`]. In a format without that bit this changes nothing.
+    ///
+    /// # Errors
+    /// [`BusyReason::InUse`] when something is mapped already; nothing is changed. A map that runs at
+    /// the same time may be missed, and stays without the bit.
+    pub fn enforce_snoop(&self) -> Result<()> {
+        let range = self.range();
+        if F::SNOOP != self.extra.load(Ordering::Relaxed) {
+            if self.reader().next_run(range.start(), range.last()).is_some() {
+                return Err(Error::Busy(BusyReason::InUse));
+            }
+            self.extra.store(F::SNOOP, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     // What the operations share.
+
+    /// The bits that stand for `prot` in a leaf of this table.
+    #[inline(always)]
+    pub(super) fn attributes(&self, prot: Prot) -> Result<u64> {
+        let extra = if F::SNOOP == 0 { 0 } else { self.extra.load(Ordering::Relaxed) };
+        Ok(self.format.attributes(prot)? | extra)
+    }
+
+    /// The last offset.
+    pub(super) fn last_offset(&self) -> u64 {
+        self.span
+    }
 
     /// The first IOVA. A constant in most formats, and so not stored.
     #[inline(always)]

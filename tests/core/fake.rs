@@ -1,4 +1,7 @@
 //! A hardware unit in a few pages: source table, IOTLB, walk cache, invalidation queue.
+//!
+//! Writes are recorded in leaves of the second stage where the entry says so, and of the first stage
+//! always; what is cached as recorded is not recorded again.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -7,13 +10,13 @@ use std::sync::{Mutex, MutexGuard};
 use iommu::device::DeviceInfo;
 use iommu::domain::{Domain, DomainKind, PagingDomain};
 use iommu::frames::{IdBitmap, Ref, Slab};
-use iommu::iotlb::{CacheTag, Depth, Invalidation, Last, Ticket};
+use iommu::iotlb::{CacheTag, Depth, Invalidation, Last, Tags, Ticket};
 use iommu::ops::{
     Capability, Coverage, DomainFeatures, DomainOps, DomainSpec, InterruptKind, IommuOps, MapFlush, Msi, Requester,
     Stage, Unit, UnitTraits,
 };
 use iommu::pci::PciConfig;
-use iommu::pgtable::{Config, PageSizes, PageTable, SecondStage, WalkerCoherency};
+use iommu::pgtable::{Config, Format, PageSizes, PageTable, SecondStage, WalkerCoherency, X86_64};
 use iommu::{
     DrainedFaults, Error, FaultRecord, FaultsLeft, IncompatibleReason, InvalidationReason, Iova, IovaRange,
     NoSpaceReason, PhysAddr, Prot, ReservedRegion, ReservedRegions, Result, SourceId, Window, Windows,
@@ -21,13 +24,20 @@ use iommu::{
 
 use crate::platform::Frames;
 
+/// A domain of the second stage.
 pub(crate) type Paging = PagingDomain<SecondStage, Frames>;
+/// A domain of the first stage.
+type FirstPaging = PagingDomain<X86_64, Frames>;
 
 pub(crate) const TIMED_OUT: Error = Error::Invalidation { reason: InvalidationReason::TimedOut, request: 0 };
 
 /// What the tests look at and turn.
 pub(crate) struct State {
     pub(crate) traits: UnitTraits,
+    /// Of the first stage, if there is one.
+    pub(crate) first: Option<UnitTraits>,
+    /// Whether there is a second stage.
+    pub(crate) second: bool,
     pub(crate) windows: Windows,
     /// Reserved regions by the first source of a device.
     pub(crate) regions: BTreeMap<SourceId, Vec<ReservedRegion>>,
@@ -43,6 +53,7 @@ pub(crate) struct State {
     /// Submits until one fails, and waits until one fails.
     pub(crate) fail_invalidate: Option<(usize, Error)>,
     pub(crate) fail_wait: Option<(usize, Error)>,
+    pub(crate) fail_refresh: Option<(usize, Error)>,
     pub(crate) fail_shutdown: bool,
     /// Does not answer any more.
     pub(crate) dead: bool,
@@ -58,7 +69,7 @@ pub(crate) struct State {
     pub(crate) during_wait: Option<Box<dyn FnOnce() + Send>>,
     sources: BTreeMap<SourceId, Entry>,
     /// Page by page: where it leads, or `None` for an absent entry that is cached.
-    iotlb: BTreeMap<(u32, u64), Option<(u64, Prot)>>,
+    iotlb: BTreeMap<(u32, u64), Option<Cached>>,
     /// Tables of level 0, by domain id and the bits of the IOVA above them.
     walks: BTreeMap<(u32, u64), u64>,
     queue: Vec<(Ticket, CacheTag, Vec<IovaRange>, Depth)>,
@@ -72,6 +83,18 @@ pub(crate) enum Event {
     /// With the number of ranges.
     Invalidate(u32, usize, Depth),
     Wait,
+    /// With the domain id.
+    Refresh(u32),
+}
+
+/// A translation of a page.
+#[derive(Clone, Copy)]
+struct Cached {
+    phys: u64,
+    prot: Prot,
+    /// A write need not be recorded: it was, or nobody asked for it.
+    recorded: bool,
+    snoops: bool,
 }
 
 /// The unit's entry for a source; none is a block.
@@ -80,6 +103,51 @@ struct Entry {
     domain: Domain,
     /// For a paging domain: its tag, the root of its table and its levels.
     paging: Option<(CacheTag, PhysAddr, u8)>,
+    settings: Settings,
+}
+
+/// What an entry says of a domain besides its table.
+#[derive(Clone, Copy, PartialEq, Default)]
+struct Settings {
+    /// The bit that is set in the leaf of a page that is written; zero for none.
+    dirty: u64,
+    /// Every request snoops.
+    snoop: bool,
+}
+
+impl Settings {
+    fn of(domain: &Domain) -> Self {
+        let on = domain.features();
+        match domain.ops().stage() {
+            Some(Stage::First) => Self { dirty: X86_64::DIRTY, snoop: on.contains(DomainFeatures::CACHE_COHERENCY) },
+            Some(Stage::Second) => {
+                let record = on.contains(DomainFeatures::DIRTY_TRACKING);
+                Self { dirty: if record { SecondStage::DIRTY } else { 0 }, snoop: false }
+            }
+            None => Self::default(),
+        }
+    }
+}
+
+/// What a unit needs of a domain of either stage.
+struct Table<'a> {
+    root: PhysAddr,
+    levels: u8,
+    width: u8,
+    traits: UnitTraits,
+    tags: &'a Tags<Frames>,
+}
+
+impl<'a> Table<'a> {
+    fn of(domain: &'a Domain) -> Option<Self> {
+        fn new<F: Format>(domain: &PagingDomain<F, Frames>) -> Table<'_> {
+            let levels = domain.table().levels();
+            let (root, width) = (domain.table().root(), F::max_input_bits(levels));
+            Table { root, levels, width, traits: domain.traits(), tags: domain.tags() }
+        }
+        let any = domain.ops().as_any();
+        any.downcast_ref::<Paging>().map(new).or_else(|| any.downcast_ref::<FirstPaging>().map(new))
+    }
 }
 
 pub(crate) struct FakeUnit {
@@ -87,6 +155,7 @@ pub(crate) struct FakeUnit {
     number: u16,
     ids: IdBitmap<Frames>,
     domains: Slab<Paging, Frames>,
+    first_domains: Slab<FirstPaging, Frames>,
     state: Mutex<State>,
 }
 
@@ -99,6 +168,10 @@ pub(crate) fn traits() -> UnitTraits {
         map_flush: MapFlush::Never,
         features: DomainFeatures::empty(),
     }
+}
+
+pub(crate) fn first_traits() -> UnitTraits {
+    UnitTraits { driver: "fake first stage", widths: 1 << 47, ..traits() }
 }
 
 pub(crate) fn full_windows() -> Windows {
@@ -131,9 +204,12 @@ impl FakeUnit {
             number,
             ids,
             domains: Slab::new(platform.clone())?,
+            first_domains: Slab::new(platform.clone())?,
             platform,
             state: Mutex::new(State {
                 traits: traits(),
+                first: None,
+                second: true,
                 windows: full_windows(),
                 regions: BTreeMap::new(),
                 demanded: None,
@@ -143,6 +219,7 @@ impl FakeUnit {
                 fail_attach: None,
                 fail_invalidate: None,
                 fail_wait: None,
+                fail_refresh: None,
                 fail_shutdown: false,
                 dead: false,
                 log: vec![],
@@ -181,24 +258,43 @@ impl FakeUnit {
 
     /// A DMA: where it arrives, or `None` for a fault.
     pub(crate) fn dma(&self, source: SourceId, iova: u64, wanted: Prot) -> Option<u64> {
-        let mut state = self.state();
-        let entry = state.sources.get(&source)?.clone();
-        let Some((tag, root, levels)) = entry.paging else { return Some(iova) };
-        let page = (tag.id, iova >> 12);
-        let cached = state.iotlb.get(&page).copied();
-        let found = cached.unwrap_or_else(|| {
-            let found = self.walk(&mut state, tag.id, root, levels, iova);
-            if found.is_some() || state.traits.map_flush == MapFlush::Always {
-                state.iotlb.insert(page, found);
-            }
-            found
-        });
-        let (phys, prot) = found?;
-        prot.contains(wanted).then_some(phys | iova & 0xfff)
+        self.translate(&mut self.state(), source, iova, wanted).map(|found| found.phys | iova & 0xfff)
     }
 
-    fn walk(&self, state: &mut State, id: u32, root: PhysAddr, levels: u8, iova: u64) -> Option<(u64, Prot)> {
+    /// A write, which is over before an invalidation that is waited for: the memory changes in `write`.
+    pub(crate) fn dma_write(&self, source: SourceId, iova: u64, write: impl FnOnce(u64)) -> Option<()> {
+        let mut state = self.state();
+        self.translate(&mut state, source, iova, Prot::WRITE).map(|found| write(found.phys))
+    }
+
+    /// Whether a DMA that asks not to snoop does it all the same; `None` for a fault.
+    pub(crate) fn snoops(&self, source: SourceId, iova: u64) -> Option<bool> {
+        self.translate(&mut self.state(), source, iova, Prot::READ).map(|found| found.snoops)
+    }
+
+    fn translate(&self, state: &mut State, source: SourceId, iova: u64, wanted: Prot) -> Option<Cached> {
+        let entry = state.sources.get(&source)?.clone();
+        let Some((tag, ..)) = entry.paging else {
+            return Some(Cached { phys: iova & !0xfff, prot: Prot::RW, recorded: true, snoops: false });
+        };
+        let page = (tag.id, iova >> 12);
+        let writes = wanted.contains(Prot::WRITE);
+        let found = match state.iotlb.get(&page).copied() {
+            Some(Some(cached)) if writes && !cached.recorded => self.walk(state, &entry, iova, wanted),
+            Some(cached) => return cached.filter(|cached| cached.prot.contains(wanted)),
+            None => self.walk(state, &entry, iova, wanted),
+        };
+        if found.is_some() || state.traits.map_flush == MapFlush::Always {
+            state.iotlb.insert(page, found);
+        }
+        found.filter(|found| found.prot.contains(wanted))
+    }
+
+    /// Walks the table, and records a write in the leaf.
+    fn walk(&self, state: &mut State, entry: &Entry, iova: u64, wanted: Prot) -> Option<Cached> {
         const ADDRESS: u64 = (1 << 52) - (1 << 12);
+        let (CacheTag { id, .. }, root, levels) = entry.paging?;
+        let Settings { dirty, snoop } = entry.settings;
         if iova >> (12 + 9 * u32::from(levels)) != 0 {
             return None;
         }
@@ -208,13 +304,22 @@ impl FakeUnit {
         };
         loop {
             let shift = 12 + 9 * u32::from(level);
-            let entry = self.platform.read(table + (iova >> shift & 511) * 8);
+            let address = table + (iova >> shift & 511) * 8;
+            let entry = self.platform.read(address);
             if entry & 3 == 0 {
                 return None;
             }
             if level == 0 || entry & 1 << 7 != 0 {
-                let within = iova & ((1 << shift) - 1) & !0xfff;
-                return Some((entry & ADDRESS | within, Prot::from_bits_truncate(entry as u32 & 3)));
+                // Present and write permission are where the second stage has read and write.
+                let prot = Prot::from_bits_truncate(entry as u32 & 3);
+                let writes = prot.contains(wanted) && wanted.contains(Prot::WRITE);
+                if writes && entry & dirty == 0 && dirty != 0 && !self.platform.set_bits(address, entry, dirty) {
+                    // Changed meanwhile.
+                    continue;
+                }
+                let phys = entry & ADDRESS | iova & ((1 << shift) - 1) & !0xfff;
+                let recorded = writes || entry & dirty == dirty;
+                return Some(Cached { phys, prot, recorded, snoops: snoop || entry & SecondStage::SNOOP != 0 });
             }
             table = entry & ADDRESS;
             level -= 1;
@@ -238,14 +343,14 @@ impl FakeUnit {
     /// Takes a source from what it went through: everything under its tag is invalidated, then the
     /// tag given back. If the unit does not answer the tag is kept.
     fn leave(&self, unit: &Unit, entry: Entry) {
-        let (Some((tag, ..)), Some(paging)) = (entry.paging, paging(&entry.domain)) else { return };
+        let (Some((tag, ..)), Some(table)) = (entry.paging, Table::of(&entry.domain)) else { return };
         let everything = Invalidation { tag, devices: &[], ranges: &[], depth: Depth::Tables };
         let invalidated = self.invalidate(&everything).and_then(|ticket| self.wait(ticket));
         if invalidated.is_err() {
             self.ids.quarantine(tag.id);
             return;
         }
-        match paging.tags().release(unit, tag) {
+        match table.tags.release(unit, tag) {
             Ok(Last::Yes) => self.ids.free(tag.id),
             Ok(Last::No) => {}
             Err(_) => self.ids.quarantine(tag.id),
@@ -263,10 +368,6 @@ impl FakeUnit {
             }
         }
     }
-}
-
-pub(crate) fn paging(domain: &Domain) -> Option<&Paging> {
-    domain.ops().as_any().downcast_ref()
 }
 
 impl IommuOps for FakeUnit {
@@ -291,15 +392,25 @@ impl IommuOps for FakeUnit {
     }
 
     fn traits(&self, stage: Stage) -> Option<UnitTraits> {
-        (stage == Stage::Second).then(|| self.state().traits)
+        let state = self.state();
+        match stage {
+            Stage::First => state.first,
+            Stage::Second => state.second.then_some(state.traits),
+        }
     }
 
-    fn windows(&self, _: Stage) -> Windows {
-        self.state().windows.clone()
+    fn windows(&self, stage: Stage) -> Windows {
+        let state = self.state();
+        let mut windows = state.windows.clone();
+        if stage == Stage::First {
+            let half = IovaRange::from_len(Iova::new(0), 1 << 47).unwrap();
+            windows.intersect(&Windows::new(Window { range: half, page_sizes: traits().page_sizes })).unwrap();
+        }
+        windows
     }
 
     fn default_stage(&self) -> Stage {
-        Stage::Second
+        if self.state().second { Stage::Second } else { Stage::First }
     }
 
     fn reserved_regions(&self, device: &DeviceInfo, _: &dyn PciConfig, regions: &mut ReservedRegions) -> Result<()> {
@@ -323,8 +434,17 @@ impl IommuOps for FakeUnit {
             walker: spec.traits.coherency,
             ..Config::new::<SecondStage>(levels)
         };
+        let accessed_dirty = spec.accessed_dirty();
+        if spec.stage == Stage::First {
+            let config = Config { levels: 4, input_bits: 47, ..config };
+            let domain = self.first_domains.insert_with(|_| {
+                let table = PageTable::new(self.platform.clone(), X86_64 { accessed_dirty }, config)?;
+                Ok(FirstPaging::new(self.platform.clone(), DomainKind::Paging, spec, table))
+            })?;
+            return Ok(Domain::new(Ref::map(domain, |domain| domain as &dyn DomainOps)));
+        }
         let domain = self.domains.insert_with(|_| {
-            let table = PageTable::new(self.platform.clone(), SecondStage::default(), config)?;
+            let table = PageTable::new(self.platform.clone(), SecondStage { accessed_dirty }, config)?;
             Ok(Paging::new(self.platform.clone(), DomainKind::Paging, spec, table))
         })?;
         Ok(Domain::new(Ref::map(domain, |domain| domain as &dyn DomainOps)))
@@ -342,18 +462,21 @@ impl IommuOps for FakeUnit {
             self.block(unit, requester, old);
             return Err(Error::Fenced);
         }
-        let mut new = Entry { domain: domain.clone(), paging: None };
+        let mut new = Entry { domain: domain.clone(), paging: None, settings: Settings::default() };
         if domain.kind() == DomainKind::Paging {
-            let paging = paging(domain).ok_or(Error::Incompatible(IncompatibleReason::Driver))?;
-            let levels = paging.table().levels();
-            paging.traits().check_attach(12 + 9 * levels, self.state().traits)?;
+            let table = Table::of(domain).ok_or(Error::Incompatible(IncompatibleReason::Driver))?;
+            let traits = domain.ops().stage().and_then(|stage| self.traits(stage));
+            let traits = traits.ok_or(Error::Incompatible(IncompatibleReason::Stage))?;
+            table.traits.check_attach(table.width, traits)?;
             // The tag is known to every unmap before the entry lets anything be cached under it.
-            let tag = paging.tags().acquire(unit, None, &self.ids)?;
-            new.paging = Some((tag, paging.table().root(), levels));
+            let tag = table.tags.acquire(unit, None, &self.ids)?;
+            new.paging = Some((tag, table.root, table.levels));
         }
         let old = {
             let mut state = self.state();
             state.log.push(Event::Attach(source, domain.kind()));
+            // Under the lock that a refresh takes.
+            new.settings = Settings::of(domain);
             match domain.kind() {
                 DomainKind::Blocked => state.sources.remove(&source),
                 _ => state.sources.insert(source, new),
@@ -376,6 +499,26 @@ impl IommuOps for FakeUnit {
         if let Some(entry) = entry {
             self.leave(unit, entry);
         }
+    }
+
+    fn refresh(&self, _unit: &Unit, tag: CacheTag, domain: &Domain) -> Result<()> {
+        let changed = {
+            let mut state = self.state();
+            state.log.push(Event::Refresh(tag.id));
+            fails(&mut state.fail_refresh)?;
+            let settings = Settings::of(domain);
+            let mut changed = false;
+            for entry in state.sources.values_mut().filter(|entry| entry.domain.ptr_eq(domain)) {
+                changed |= entry.settings != settings;
+                entry.settings = settings;
+            }
+            changed
+        };
+        if changed {
+            let everything = Invalidation { tag, devices: &[], ranges: &[], depth: Depth::Leaves };
+            self.wait(self.invalidate(&everything)?)?;
+        }
+        Ok(())
     }
 
     fn invalidate(&self, invalidation: &Invalidation<'_>) -> Result<Ticket> {

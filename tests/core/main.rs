@@ -7,8 +7,10 @@
 
 mod attach;
 mod boot;
+mod coherency;
 mod devices;
 mod direct;
+mod dirty;
 mod domain;
 mod fake;
 mod faults;
@@ -20,5 +22,6 @@ mod owner;
 mod platform;
 mod rollback;
 mod several;
+mod stages;
 mod tags;
 mod world;

@@ -80,12 +80,21 @@ impl Frames {
 
     /// Reads a word as hardware does; ends the test if its frame is free.
     pub(crate) fn read(&self, phys: u64) -> u64 {
+        self.word(phys, |word| word.load(Ordering::Acquire))
+    }
+
+    /// Sets bits in a word that still is `found`, as hardware does; whether it was.
+    pub(crate) fn set_bits(&self, phys: u64, found: u64, bits: u64) -> bool {
+        self.word(phys, |word| word.compare_exchange(found, found | bits, Ordering::AcqRel, Ordering::Acquire).is_ok())
+    }
+
+    fn word<T>(&self, phys: u64, access: impl FnOnce(&AtomicU64) -> T) -> T {
         let index = (phys - BASE) as usize / FRAME;
         let live = self.0.live.lock().unwrap();
         let held = live.range(..=index).next_back().is_some_and(|(first, order)| index < first + (1 << order));
         assert!(held, "hardware reads the free frame at {phys:#x}");
         // SAFETY: inside a live frame, and every word of a table is an atomic.
-        unsafe { self.phys_to_virt(PhysAddr::new(phys)).cast::<AtomicU64>().as_ref() }.load(Ordering::Acquire)
+        access(unsafe { self.phys_to_virt(PhysAddr::new(phys)).cast::<AtomicU64>().as_ref() })
     }
 }
 

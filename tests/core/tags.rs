@@ -205,7 +205,8 @@ fn a_detach_beside_a_reader_that_stays_keeps_the_number() {
     let domain = world.domain(&device);
     world.iommu.attach_device(&domain, &device).unwrap();
     map(&domain, pages(1, 1), 0x8000, Prot::RW).unwrap();
-    let reader = crate::fake::paging(&domain).unwrap().tags().read();
+    let paging: &crate::fake::Paging = domain.ops().as_any().downcast_ref().unwrap();
+    let reader = paging.tags().read();
     world.iommu.detach_device(&domain, &device).unwrap();
     assert_eq!(world.write(1, 0x1000), None, "the device has left all the same");
     assert_eq!(world.unit().ids().quarantined(), 1);

@@ -10,12 +10,12 @@ mod setup;
 mod suite;
 
 use formats::{Identical, Large, Middle, Upper};
-use iommu::pgtable::{AccessedDirty, SecondStage, Snoop, X86_64};
+use iommu::pgtable::{AccessedDirty, SecondStage, X86_64};
 
 suite!(second_stage_3, SecondStage::default(), 3);
 suite!(second_stage_4, SecondStage::default(), 4);
-suite!(second_stage_5, SecondStage { snoop: Snoop::Enforced, ..SecondStage::default() }, 5);
-suite!(second_stage_dirty, SecondStage { accessed_dirty: AccessedDirty::Hardware, ..SecondStage::default() }, 4);
+suite!(second_stage_5, SecondStage::default(), 5);
+suite!(second_stage_dirty, SecondStage { accessed_dirty: AccessedDirty::Hardware }, 4);
 suite!(x86_64_4, X86_64::default(), 4);
 suite!(x86_64_5, X86_64::default(), 5);
 suite!(x86_64_dirty, X86_64 { accessed_dirty: AccessedDirty::Hardware }, 4);

@@ -3,7 +3,7 @@
 mod second_stage;
 mod x86_64;
 
-pub use second_stage::{SecondStage, Snoop};
+pub use second_stage::SecondStage;
 pub use x86_64::X86_64;
 
 /// What becomes of the *accessed* and *dirty* bits of leaves.

@@ -17,24 +17,9 @@ const ACCESSED: u64 = 1 << 8;
 const DIRTY: u64 = 1 << 9;
 /// Ignored by hardware in every entry.
 const SOFTWARE: u64 = 1 << 10;
+/// Every request snoops. Reserved in units without snoop control.
 const SNOOP: u64 = 1 << 11;
 const ADDRESS: u64 = (1 << 52) - (1 << 12);
-
-/// Whether leaves carry the snoop bit, which forces requests to snoop the processor's caches
-/// whatever the device asks for. Only for units with snoop control; reserved elsewhere.
-///
-/// ```
-/// use iommu::pgtable::Snoop;
-/// assert_eq!(Snoop::default(), Snoop::AsRequested);
-/// ```
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Snoop {
-    /// Each request says itself whether it snoops.
-    #[default]
-    AsRequested,
-    /// Every request snoops.
-    Enforced,
-}
 
 /// x86 I/O second stage: 3, 4 or 5 levels of 512 entries; pages of 4 KiB, 2 MiB and 1 GiB.
 ///
@@ -43,16 +28,14 @@ pub enum Snoop {
 ///
 /// ```
 /// use iommu::Prot;
-/// use iommu::pgtable::{Format, SecondStage, Snoop};
-/// let format = SecondStage { snoop: Snoop::Enforced, ..SecondStage::default() };
+/// use iommu::pgtable::{Format, SecondStage};
+/// let format = SecondStage::default();
 /// let attributes = format.attributes(Prot::RW)?;
-/// assert_eq!(format.leaf(1, 0, 0x20_0000, attributes), 0x20_0000 | 1 << 11 | 1 << 7 | 0b11);
+/// assert_eq!(format.leaf(1, 0, 0x20_0000, attributes), 0x20_0000 | 1 << 7 | 0b11);
 /// # Ok::<(), iommu::Error>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SecondStage {
-    /// Whether leaves enforce snooping.
-    pub snoop: Snoop,
     /// Whether accessed and dirty bits are tracked (second-stage A/D enabled in the PASID entry).
     pub accessed_dirty: AccessedDirty,
 }
@@ -70,6 +53,8 @@ impl Format for SecondStage {
     const PRESENT: u64 = READ | WRITE | EXECUTE;
     const VISIBLE: u64 = SOFTWARE;
     const ACCESSED_DIRTY: u64 = ACCESSED | DIRTY;
+    const DIRTY: u64 = DIRTY;
+    const SNOOP: u64 = SNOOP;
 
     #[inline]
     fn max_input_bits(levels: u8) -> u8 {
@@ -86,10 +71,7 @@ impl Format for SecondStage {
         if prot.contains(Prot::PRIV) {
             return Err(Error::Invalid(InvalidReason::Permission));
         }
-        Ok(match self.snoop {
-            Snoop::AsRequested => permission,
-            Snoop::Enforced => permission | SNOOP,
-        })
+        Ok(permission)
     }
 
     #[inline]

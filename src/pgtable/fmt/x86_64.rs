@@ -54,6 +54,7 @@ impl Format for X86_64 {
     const PRESENT: u64 = PRESENT;
     const VISIBLE: u64 = SOFTWARE;
     const ACCESSED_DIRTY: u64 = ACCESSED | DIRTY;
+    const DIRTY: u64 = DIRTY;
 
     /// Half of what the levels span: addresses are canonical.
     #[inline]
