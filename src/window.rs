@@ -65,6 +65,7 @@ impl Windows {
     ///
     /// # Errors
     /// [`Error::Capacity`] when a split would make more than [`MAX_WINDOWS`]; nothing is changed.
+    #[inline(never)]
     pub fn exclude(&mut self, hole: IovaRange) -> Result<()> {
         let mut list = heapless::Vec::new();
         for window in &self.list {
@@ -81,6 +82,7 @@ impl Windows {
     ///
     /// # Errors
     /// [`Error::Capacity`] when that takes more than [`MAX_WINDOWS`]; nothing is changed.
+    #[inline(never)]
     pub fn intersect(&mut self, other: &Self) -> Result<()> {
         let mut list = heapless::Vec::new();
         for a in &self.list {
@@ -96,6 +98,7 @@ impl Windows {
     }
 
     /// Whether every window of `other` lies inside a window of this.
+    #[inline(never)]
     pub fn covers(&self, other: &Self) -> bool {
         other.list.iter().all(|theirs| self.list.iter().any(|ours| ours.range.covers(&theirs.range)))
     }

@@ -3,7 +3,7 @@
 
 use crate::addr::{Iova, IovaRange};
 use crate::error::{Error, InvalidReason, Result};
-use crate::pgtable::PageSize;
+use crate::pgtable::{PageSize, PageSizes};
 
 /// Whether hardware records which pages devices write.
 ///
@@ -89,6 +89,21 @@ impl<'a> DirtyBitmap<'a> {
     pub fn is_set(&self, iova: Iova) -> bool {
         let Some(page) = self.page(iova) else { return false };
         self.words.get((page / 64) as usize).is_some_and(|word| word >> (page % 64) & 1 != 0)
+    }
+
+    /// Whether the bitmap can tell what is dirty in `range`, of a domain with these page sizes.
+    pub(super) fn check(&self, range: IovaRange, sizes: PageSizes) -> Result<()> {
+        let bytes = self.page_size.bytes();
+        let end = Iova::new(range.last().as_u64().wrapping_add(1));
+        Err(Error::Invalid(if sizes.smallest().is_none_or(|smallest| self.page_size < smallest) {
+            InvalidReason::NoPageSize
+        } else if !range.start().is_aligned(bytes) || !end.is_aligned(bytes) {
+            InvalidReason::Misaligned
+        } else if !self.range.covers(&range) {
+            InvalidReason::Bitmap
+        } else {
+            return Ok(());
+        }))
     }
 
     /// The number of the page around `iova`.

@@ -7,7 +7,7 @@
 use core::time::Duration;
 
 use super::{DirtyBitmap, DirtyTracking, Domain, DomainKind, PagingDomain};
-use crate::addr::{Iova, IovaRange};
+use crate::addr::IovaRange;
 use crate::error::{BusyReason, Error, IncompatibleReason, InvalidReason, Result, UnsupportedReason, WaitReason};
 use crate::iotlb::Flush;
 use crate::ops::DomainFeatures;
@@ -97,17 +97,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
     pub(super) fn read_dirty(&self, range: IovaRange, read: DirtyRead, bitmap: &mut DirtyBitmap<'_>) -> Result<()> {
         self.check_tracked()?;
         self.windows.check(range)?;
-        let page = bitmap.page_size();
-        if self.table.page_sizes().smallest().is_none_or(|smallest| page < smallest) {
-            return Err(Error::Invalid(InvalidReason::NoPageSize));
-        }
-        let end = Iova::new(range.last().as_u64().wrapping_add(1));
-        if !range.start().is_aligned(page.bytes()) || !end.is_aligned(page.bytes()) {
-            return Err(Error::Invalid(InvalidReason::Misaligned));
-        }
-        if !bitmap.range().covers(&range) {
-            return Err(Error::Invalid(InvalidReason::Bitmap));
-        }
+        bitmap.check(range, self.table.page_sizes())?;
         let mut cleared = Flush::new();
         self.table.read_dirty(range, read, &mut |page| {
             bitmap.set(page);
@@ -126,6 +116,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         invalidated
     }
 
+    #[inline(never)]
     fn check_tracked(&self) -> Result<()> {
         if self.kind != DomainKind::Paging {
             return Err(Error::Invalid(InvalidReason::NotPaging));
@@ -135,6 +126,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
     }
 
     /// Checks that every unit that uses the domain has a feature.
+    #[inline(never)]
     fn check_units(&self, feature: DomainFeatures) -> Result<()> {
         let lacks = |traits: Option<crate::ops::UnitTraits>| traits.is_none_or(|has| !has.features.contains(feature));
         if self.tags.read().iter().any(|(unit, _)| lacks(unit.traits(self.stage))) {
@@ -144,6 +136,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
     }
 
     /// Tells every unit that the features have changed; the others are told after an error as well.
+    #[inline(never)]
     fn refresh(&self, domain: &Domain) -> Result<()> {
         let mut result = Ok(());
         self.tags.each(&mut |unit, tag| result = result.and(unit.refresh(unit, tag, domain)));
@@ -151,6 +144,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
     }
 
     /// Turns a feature off again after an error.
+    #[inline(never)]
     fn or_turn_off(&self, domain: &Domain, feature: DomainFeatures, result: Result<()>) -> Result<()> {
         if result.is_err() {
             self.switches.turn_off(feature);
@@ -160,6 +154,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         result
     }
 
+    #[inline(never)]
     fn change(&self) -> Result<Change<'_>> {
         wait_until(&self.platform, CHANGE_LIMIT, WaitReason::Claim, || {
             let free = !self.switches.changing.swap(true, Ordering::Acquire);

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use super::spec::windows_of;
+use super::spec::covers;
 use super::{BootPolicy, Iommu};
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::device::{Device, DeviceIommu, MAX_SOURCES, Trust};
@@ -327,11 +327,7 @@ pub(super) fn check(domain: &Domain, device: &DeviceIommu) -> Result<()> {
             Err(Error::Incompatible(IncompatibleReason::DirectRegion))
         }
         DomainKind::Paging => {
-            let windows = match domain.ops().stage() {
-                Some(stage) => &windows_of(device, stage)?,
-                None => &device.windows,
-            };
-            let covered = windows.covers(domain.windows());
+            let covered = covers(device, domain.ops().stage(), domain.windows())?;
             if covered { Ok(()) } else { Err(Error::Incompatible(IncompatibleReason::Window)) }
         }
         _ => Ok(()),

@@ -100,7 +100,7 @@ impl<P: Platform> Iommu<P> {
         let windows = windows_without(unit.windows(unit.default_stage()), &regions)?;
         let group = match self.group_of_peers(key, &info.sources)? {
             Some(group) => group,
-            None => self.new_group(&unit, &info, &default_spec(&unit, windows.clone(), &regions)?)?,
+            None => self.new_group(&unit, &info, &default_spec(&unit, &windows, &regions)?)?,
         };
         // From here on nobody else changes the group, of which the device is a member at once.
         let claim = self.claim(&group)?;

@@ -33,104 +33,134 @@ impl<P: Platform> Iommu<P> {
     #[doc(alias = "iommu_paging_domain_alloc_flags")]
     pub fn paging_domain_with(&self, devices: &[&Device], options: DomainOptions) -> Result<Domain> {
         let first = devices.first().ok_or(Error::NoDevice)?.unit()?;
-        let mut spec = |stage| {
-            let mut spec = None;
-            devices.iter().try_for_each(|device| admit(&mut spec, device.iommu()?, stage, &[]))?;
-            with_features(spec, options.features)
-        };
-        let spec = match options.stage {
-            None => of_either_stage(first, &mut spec),
-            Some(stage) => spec(stage).map_err(|refused| match refused {
-                Error::Incompatible(IncompatibleReason::Stage) => Error::Unsupported(UnsupportedReason::Stage),
-                other => other,
-            }),
-        }?;
+        let spec = choose(first, options, Relaxable::Usable, &mut |draft| {
+            devices.iter().try_for_each(|device| draft.admit(device.iommu()?))
+        })?;
         first.domain_alloc_paging(&spec)
     }
 
-    /// A default domain that fits all members of a group. It maps their relaxable direct regions.
+    /// A default domain that fits all members of a group.
     pub(super) fn default_paging(&self, group: &Group) -> Result<Domain> {
         let first = self.members(group).next().ok_or(Error::NoDevice)?;
         let first = first.unit()?;
-        let spec = of_either_stage(first, &mut |stage| {
-            let mut spec = None;
-            self.members(group)
-                .try_for_each(|device| admit(&mut spec, device.iommu()?, stage, &[RegionKind::DirectRelaxable]))?;
-            with_features(spec, DomainFeatures::empty())
+        let spec = choose(first, DomainOptions::default(), Relaxable::Mapped, &mut |draft| {
+            self.members(group).try_for_each(|device| draft.admit(device.iommu()?))
         })?;
         first.domain_alloc_paging(&spec)
     }
 }
 
-/// The specification in the stage that `unit` prefers; if there is none, in the other one.
-fn of_either_stage(unit: &Unit, spec: &mut dyn FnMut(Stage) -> Result<DomainSpec>) -> Result<DomainSpec> {
-    let preferred = unit.default_stage();
+/// The specification of a default domain for the first device of a group.
+pub(super) fn default_spec(unit: &Unit, windows: &Windows, regions: &ReservedRegions) -> Result<DomainSpec> {
+    let mut draft = Draft { stage: unit.default_stage(), relaxable: Relaxable::Mapped, spec: None };
+    draft.add(unit, windows, regions)?;
+    draft.finish(DomainFeatures::empty())
+}
+
+/// Whether relaxable direct regions are free for other mappings, or mapped: in default domains.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Relaxable {
+    Usable,
+    Mapped,
+}
+
+/// The specification in the stage that is asked for; else in the one that `unit` prefers, or in the
+/// other one if there is none. `admit` takes in the devices.
+fn choose(
+    unit: &Unit,
+    options: DomainOptions,
+    relaxable: Relaxable,
+    admit: &mut dyn FnMut(&mut Draft) -> Result<()>,
+) -> Result<DomainSpec> {
+    let mut in_stage = |stage| {
+        let mut draft = Draft { stage, relaxable, spec: None };
+        admit(&mut draft)?;
+        draft.finish(options.features)
+    };
+    let preferred = options.stage.unwrap_or(unit.default_stage());
+    let refused = match in_stage(preferred) {
+        Err(refused @ (Error::Incompatible(_) | Error::Unsupported(_))) => refused,
+        result => return result,
+    };
+    if options.stage.is_some() {
+        return Err(if refused == NO_STAGE { Error::Unsupported(UnsupportedReason::Stage) } else { refused });
+    }
     let other = match preferred {
         Stage::First => Stage::Second,
         Stage::Second => Stage::First,
     };
-    let refused = match spec(preferred) {
-        Err(refused @ (Error::Incompatible(_) | Error::Unsupported(_))) => refused,
-        result => return result,
-    };
-    spec(other).map_err(|error| match (refused, error) {
-        (_, Error::Incompatible(IncompatibleReason::Stage)) => refused,
-        (Error::Incompatible(IncompatibleReason::Stage), _) => error,
-        _ => refused,
-    })
+    // Told is what was in the way of the stage that they have.
+    in_stage(other).map_err(|error| if refused == NO_STAGE { error } else { refused })
 }
 
-/// Takes one more device into a specification; regions of the kinds `also` are left out as well.
-fn admit(spec: &mut Option<DomainSpec>, device: &DeviceIommu, stage: Stage, also: &[RegionKind]) -> Result<()> {
-    let traits = device.unit.traits(stage).ok_or(Error::Incompatible(IncompatibleReason::Stage))?;
-    let mut windows = windows_of(device, stage)?;
-    exclude(&mut windows, &device.regions, |kind| also.contains(&kind))?;
-    match spec {
-        None => *spec = Some(DomainSpec { stage, traits, windows }),
-        Some(spec) => {
-            spec.traits = spec.traits.common(traits)?;
-            spec.windows.intersect(&windows)?;
+const NO_STAGE: Error = Error::Incompatible(IncompatibleReason::Stage);
+
+/// A specification that grows by one device after the other.
+struct Draft {
+    stage: Stage,
+    relaxable: Relaxable,
+    spec: Option<DomainSpec>,
+}
+
+impl Draft {
+    /// Takes one more device in.
+    fn admit(&mut self, device: &DeviceIommu) -> Result<()> {
+        self.add(&device.unit, &device.windows, &device.regions)
+    }
+
+    /// Takes a device in, which has these windows in the stage that its unit prefers.
+    #[inline(never)]
+    fn add(&mut self, unit: &Unit, windows: &Windows, regions: &ReservedRegions) -> Result<()> {
+        let traits = unit.traits(self.stage).ok_or(NO_STAGE)?;
+        let mut windows = if self.stage == unit.default_stage() {
+            windows.clone()
+        } else {
+            windows_without(unit.windows(self.stage), regions)?
+        };
+        if self.relaxable == Relaxable::Mapped {
+            exclude(&mut windows, regions, |kind| kind == RegionKind::DirectRelaxable)?;
         }
+        match &mut self.spec {
+            None => self.spec = Some(DomainSpec { stage: self.stage, traits, windows }),
+            Some(spec) => {
+                spec.traits = spec.traits.common(traits)?;
+                spec.windows.intersect(&windows)?;
+            }
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// The specification with the features that are wanted, if all units have them.
+    fn finish(self, wanted: DomainFeatures) -> Result<DomainSpec> {
+        let mut spec = self.spec.ok_or(Error::NoDevice)?;
+        if !spec.traits.features.contains(wanted) {
+            return Err(Error::Unsupported(UnsupportedReason::Features));
+        }
+        spec.traits.features = wanted;
+        Ok(spec)
+    }
 }
 
-/// The specification with the features that are wanted, if all units have them.
-fn with_features(spec: Option<DomainSpec>, wanted: DomainFeatures) -> Result<DomainSpec> {
-    let mut spec = spec.ok_or(Error::NoDevice)?;
-    if !spec.traits.features.contains(wanted) {
-        return Err(Error::Unsupported(UnsupportedReason::Features));
-    }
-    spec.traits.features = wanted;
-    Ok(spec)
-}
-
-/// The specification of a default domain for the first device of a group.
-pub(super) fn default_spec(unit: &Unit, mut windows: Windows, regions: &ReservedRegions) -> Result<DomainSpec> {
-    let stage = unit.default_stage();
-    let traits = unit.traits(stage).ok_or(Error::Incompatible(IncompatibleReason::Stage))?;
-    exclude(&mut windows, regions, |kind| kind == RegionKind::DirectRelaxable)?;
-    with_features(Some(DomainSpec { stage, traits, windows }), DomainFeatures::empty())
-}
-
-/// What a domain of this stage, which the unit must have, can translate for the device.
-pub(super) fn windows_of(device: &DeviceIommu, stage: Stage) -> Result<Windows> {
-    if stage == device.unit.default_stage() {
-        return Ok(device.windows.clone());
-    }
-    match device.unit.traits(stage) {
-        Some(_) => windows_without(device.unit.windows(stage), &device.regions),
-        None => Err(Error::Incompatible(IncompatibleReason::Stage)),
+/// Whether the device can translate all that a domain of this stage does.
+pub(super) fn covers(device: &DeviceIommu, stage: Option<Stage>, windows: &Windows) -> Result<bool> {
+    match stage {
+        Some(stage) if stage != device.unit.default_stage() => {
+            device.unit.traits(stage).ok_or(NO_STAGE)?;
+            Ok(windows_without(device.unit.windows(stage), &device.regions)?.covers(windows))
+        }
+        _ => Ok(device.windows.covers(windows)),
     }
 }
 
 /// What is left of a unit's windows for a device with these regions.
+#[inline(never)]
 pub(super) fn windows_without(mut windows: Windows, regions: &ReservedRegions) -> Result<Windows> {
     exclude(&mut windows, regions, |kind| kind != RegionKind::DirectRelaxable)?;
     Ok(windows)
 }
 
 /// Takes the regions of some kinds out of the windows.
-fn exclude(windows: &mut Windows, regions: &ReservedRegions, kinds: impl Fn(RegionKind) -> bool) -> Result<()> {
+#[inline(never)]
+fn exclude(windows: &mut Windows, regions: &ReservedRegions, kinds: fn(RegionKind) -> bool) -> Result<()> {
     regions.iter().filter(|region| kinds(region.kind)).try_for_each(|region| windows.exclude(region.range))
 }
