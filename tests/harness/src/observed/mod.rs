@@ -162,7 +162,18 @@ impl ObservedMemory {
         self.happened(Event::Register);
     }
 
+    /// From now on what the driver cleans stays in write buffers, and readers that do not snoop do not
+    /// see it before [`flush_write_buffers`](Self::flush_write_buffers).
+    pub fn hold_write_buffers(&self) {
+        self.view().hold_write_buffers();
+    }
+
     // The device's side.
+
+    /// Flushes the write buffers between cleaned lines and memory.
+    pub fn flush_write_buffers(&self) {
+        self.view().flushed_write_buffers();
+    }
 
     /// Reads the quadword at `phys`; `None` where there is no RAM.
     pub fn read(&self, phys: PhysAddr, reader: Reader) -> Option<u64> {

@@ -139,6 +139,18 @@ fn a_walker_that_does_not_snoop_sees_what_was_cleaned() {
 }
 
 #[test]
+fn write_buffers_keep_what_was_cleaned_until_they_are_flushed() {
+    let memory = memory(Adversary::Stalest);
+    memory.hold_write_buffers();
+    store(&memory, DATA, 1);
+    memory.clean(DATA, 8);
+    store(&memory, DATA, 2);
+    assert_eq!(memory.read(DATA, Reader::ReadsMemory), Some(0));
+    memory.flush_write_buffers();
+    assert_eq!(memory.read(DATA, Reader::ReadsMemory), Some(1), "what was stored since is not cleaned");
+}
+
+#[test]
 fn a_new_frame_is_stale_until_its_zeros_are_there() {
     let memory = memory(Adversary::Stalest);
     let new = PhysAddr::new(0x2000);

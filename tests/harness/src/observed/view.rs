@@ -35,6 +35,8 @@ struct Version {
     pair: Option<u64>,
     /// Nobody may come across it.
     is_stale: bool,
+    /// It was written back, as far as a write buffer.
+    is_buffered: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -118,6 +120,8 @@ pub(super) struct View {
     adversary: Adversary,
     frames: HashMap<u64, Frame>,
     writers: HashMap<Writer, Pending>,
+    /// What was written back and is still in write buffers, when there are such.
+    buffered: Option<Vec<u64>>,
     step: u64,
     horizon: u64,
     reads: u64,
@@ -130,6 +134,7 @@ impl View {
             adversary,
             frames: HashMap::new(),
             writers: HashMap::new(),
+            buffered: None,
             step: 0,
             horizon: 0,
             reads: 0,
@@ -213,8 +218,31 @@ impl View {
 
     pub(super) fn cleaned(&mut self, address: u64, bytes: u64) {
         for at in (address & !(LINE - 1)..(address + bytes).next_multiple_of(LINE)).step_by(8) {
-            if let Some(word) = self.word(at) {
+            let has_buffers = self.buffered.is_some();
+            let Some(word) = self.word(at) else { continue };
+            if !has_buffers {
                 word.in_memory = word.last();
+                continue;
+            }
+            if let Some(version) = word.versions.last_mut() {
+                version.is_buffered = true;
+            }
+            self.buffered.get_or_insert_default().push(at);
+        }
+    }
+
+    /// What is written back stays in buffers from now on, until they are flushed.
+    pub(super) fn hold_write_buffers(&mut self) {
+        self.buffered.get_or_insert_default();
+    }
+
+    /// What was written back is in memory.
+    pub(super) fn flushed_write_buffers(&mut self) {
+        for at in self.buffered.as_mut().map(std::mem::take).unwrap_or_default() {
+            if let Some(word) = self.word(at)
+                && let Some(index) = word.versions.iter().rposition(|version| version.is_buffered)
+            {
+                word.in_memory = word.in_memory.max(index);
             }
         }
     }
@@ -257,7 +285,15 @@ impl View {
     pub(super) fn device_wrote(&mut self, address: u64, value: u64) {
         self.step += 1;
         let barrier_after = Some(0);
-        let version = Version { value, barrier_after, barrier_before: 0, writer: None, pair: None, is_stale: false };
+        let version = Version {
+            value,
+            barrier_after,
+            barrier_before: 0,
+            writer: None,
+            pair: None,
+            is_stale: false,
+            is_buffered: false,
+        };
         let is_free = self.frames.get(&(address & !(FRAME - 1))).is_some_and(|frame| frame.is_free);
         if is_free {
             self.violations.push(format!("the device writes {value:#x} at {address:#x}, in a frame that was freed"));
@@ -316,7 +352,15 @@ impl View {
     fn version(&mut self, writer: Writer, value: u64, pair: Option<u64>) -> Version {
         self.step += 1;
         let barrier_before = self.writers.entry(writer).or_default().barrier;
-        Version { value, barrier_after: None, barrier_before, writer: Some(writer), pair, is_stale: false }
+        Version {
+            value,
+            barrier_after: None,
+            barrier_before,
+            writer: Some(writer),
+            pair,
+            is_stale: false,
+            is_buffered: false,
+        }
     }
 
     fn word(&mut self, address: u64) -> Option<&mut Word> {
