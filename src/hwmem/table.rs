@@ -95,6 +95,20 @@ impl<'a> Table<'a> {
         unsafe { slice::from_raw_parts(self.first.add(first).as_ptr(), count) }
     }
 
+    /// Writes the entries at `first`, which is even, and behind it, so that hardware sees both values
+    /// or neither. `None`, and nothing is written, when the platform cannot.
+    pub fn store_pair<P: Platform>(self, platform: &P, first: usize, values: [u64; 2]) -> Option<()> {
+        // A loom atomic is more than its value.
+        if cfg!(loom) {
+            return None;
+        }
+        let target = NonNull::from(self.entry(first & !1));
+        let [low, high] = if cfg!(target_endian = "big") { [values[1], values[0]] } else { values };
+        // SAFETY: an even index into a block of frames is aligned to 16 bytes, and the block lives
+        // during 'a.
+        unsafe { platform.store_128(target.cast(), u128::from(high) << 64 | u128::from(low)) }
+    }
+
     /// Writes the `count` entries from `first` on back from the cache, for a walker that does not
     /// snoop.
     #[inline]

@@ -185,14 +185,15 @@ pub unsafe trait Platform: Clone + Send + Sync + 'static {
         let _ = visit;
     }
 
-    /// Stores 16 bytes at once, as seen by every device, if the platform can. `None` (the default)
-    /// says that it cannot.
+    /// Stores 16 bytes at once, as seen by every device, if the platform can. `None` says that it
+    /// cannot, and that nothing was stored. May be called with interrupts disabled.
     ///
     /// # Safety
     /// `target` is aligned to 16 bytes and points into a live block of
     /// [`alloc_frames`](Self::alloc_frames).
+    #[inline]
     unsafe fn store_128(&self, target: NonNull<u128>, value: u128) -> Option<()> {
-        let _ = (target, value);
-        None
+        // SAFETY: passed on from the caller.
+        unsafe { Self::Processor::store_128(target, value) }
     }
 }

@@ -19,6 +19,16 @@ pub trait Processor: 'static {
     fn save_interrupts() -> InterruptState;
     /// Puts the interrupt state back.
     fn restore_interrupts(state: InterruptState);
+    /// Stores 16 bytes at once, as every observer sees them, and in the order of other stores. `None`
+    /// (the default) says that the processor cannot, and that nothing was stored.
+    ///
+    /// # Safety
+    /// `target` is aligned to 16 bytes, and mapped as ordinary writable memory that is shared only with
+    /// those who use atomics.
+    unsafe fn store_128(target: NonNull<u128>, value: u128) -> Option<()> {
+        let _ = (target, value);
+        None
+    }
 }
 
 /// Any processor under an operating system: devices are software and share the caches, and there are
@@ -49,6 +59,12 @@ impl Processor for Hosted {
 
     #[inline]
     fn restore_interrupts(_state: InterruptState) {}
+
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn store_128(target: NonNull<u128>, value: u128) -> Option<()> {
+        // SAFETY: passed on from the caller.
+        unsafe { x86_64::store_128(target, value) }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -57,7 +73,7 @@ pub use x86_64::X86_64;
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
     use core::arch::asm;
-    use core::arch::x86_64::{__cpuid, _mm_clflush, _mm_mfence};
+    use core::arch::x86_64::{__cpuid, _mm_clflush, _mm_mfence, cmpxchg16b};
     use core::ptr::NonNull;
 
     use super::{InterruptState, Processor};
@@ -101,6 +117,39 @@ mod x86_64 {
                 unsafe { asm!("sti") };
             } else {
                 fence(Ordering::SeqCst);
+            }
+        }
+
+        unsafe fn store_128(target: NonNull<u128>, value: u128) -> Option<()> {
+            // SAFETY: passed on from the caller.
+            unsafe { store_128(target, value) }
+        }
+    }
+
+    /// A locked 16-byte exchange, which is atomic for all agents in the system (SDM 3A 9.1.2). Every
+    /// processor beside an IOMMU with scalable mode has it, as has all but the first x86-64 ones.
+    pub(super) unsafe fn store_128(target: NonNull<u128>, value: u128) -> Option<()> {
+        // CPUID.01H:ECX[13] (SDM 2A, CPUID).
+        // SAFETY: every x86-64 processor has CPUID leaf 1. (The call is safe since Rust 1.90.)
+        #[allow(unused_unsafe)]
+        let features = unsafe { __cpuid(1) };
+        if features.ecx >> 13 & 1 == 0 {
+            return None;
+        }
+        // SAFETY: the processor has the instruction; the rest is passed on from the caller.
+        unsafe { exchange_128(target, value) };
+        Some(())
+    }
+
+    #[target_feature(enable = "cmpxchg16b")]
+    unsafe fn exchange_128(target: NonNull<u128>, value: u128) {
+        let mut found = 0;
+        loop {
+            let expected = found;
+            // SAFETY: aligned and writable, says the caller.
+            found = unsafe { cmpxchg16b(target.as_ptr(), expected, value, Ordering::SeqCst, Ordering::SeqCst) };
+            if found == expected {
+                return;
             }
         }
     }
