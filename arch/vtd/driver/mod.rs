@@ -6,7 +6,10 @@
 //! | `registers` | commands to the unit, each with its wait |
 //! | `site` | every barrier, clean, request and wait by name |
 //! | `queue` | queued invalidation, for many producers |
-//! | `context` | root and context tables |
+//! | `two_level` | tables of tables |
+//! | `slot` | one entry of such a table, never seen torn |
+//! | `context` | root and context tables of both modes |
+//! | `pasid` | PASID directories and tables, how their entries change |
 //! | `unit` | who goes through which domain, in which order |
 //! | `ops` | the unit as the core sees it |
 //! | `faults` | the fault recording registers |
@@ -18,9 +21,14 @@ pub mod faults;
 mod firmware;
 mod invalidation;
 mod ops;
+// The unit does not use all of it yet.
+#[allow(dead_code, unused_imports)]
+mod pasid;
 pub mod queue;
 pub mod registers;
 mod site;
+mod slot;
+mod two_level;
 mod unit;
 
 pub use capabilities::Capabilities;

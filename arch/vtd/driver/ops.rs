@@ -9,7 +9,6 @@ use super::{queue, site};
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::arch::vtd::dmar::DmarFlags;
 use crate::arch::vtd::layout::descriptors::{ContextScope, IotlbScope};
-use crate::arch::vtd::layout::registers::TableMode;
 use crate::arch::vtd::layout::{self, DomainId};
 use crate::device::{DeviceId, DeviceInfo};
 use crate::domain::{Domain, DomainKind};
@@ -205,10 +204,10 @@ impl<P: Platform> VtdUnit<P> {
         // one is relied on.
         self.flush_write_buffer(site::ROOT_TABLE_WRITE_BUFFER)?;
         // The mode may only change while translation is off; a previous kernel may have left another.
-        if self.registers.is_translating()? && !self.registers.is_in_mode(TableMode::Legacy) {
+        if self.registers.is_translating()? && !self.registers.is_in_mode(self.tables.mode()) {
             self.registers.disable_translation()?;
         }
-        self.registers.set_root_table(self.tables.root(), TableMode::Legacy)?;
+        self.registers.set_root_table(self.tables.root(), self.tables.mode())?;
         self.flush(&site::TABLES_FLUSH, ContextScope::Global, IotlbScope::Global)
     }
 

@@ -19,6 +19,65 @@ pub(super) struct FlushSites {
     pub(super) iotlb: RequestSite,
 }
 
+/// The sites of a table that is made, and of the entry that then leads to it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TableSites {
+    pub(super) top_clean: Site,
+    pub(super) new_clean: Site,
+    pub(super) new: Site,
+    pub(super) entry_clean: Site,
+}
+
+/// The sites of an entry: its upper quadwords before it is present, and whatever it becomes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SlotSites {
+    pub(super) upper: Site,
+    pub(super) present: Site,
+    pub(super) present_clean: Site,
+    pub(super) absent: Site,
+    pub(super) absent_clean: Site,
+    pub(super) clear: Site,
+    pub(super) clear_clean: Site,
+}
+
+/// Root and context tables.
+pub(super) const CONTEXT_TABLES: TableSites = TableSites {
+    top_clean: ROOT_TABLE_CLEAN,
+    new_clean: CONTEXT_TABLE_CLEAN,
+    new: CONTEXT_TABLE,
+    entry_clean: ROOT_ENTRY_CLEAN,
+};
+
+/// PASID directories and tables.
+pub(super) const PASID_TABLES: TableSites = TableSites {
+    top_clean: PASID_DIRECTORY_CLEAN,
+    new_clean: PASID_TABLE_CLEAN,
+    new: PASID_TABLE,
+    entry_clean: PASID_DIRECTORY_ENTRY_CLEAN,
+};
+
+/// Context entries.
+pub(super) const CONTEXT: SlotSites = SlotSites {
+    upper: CONTEXT_HIGH,
+    present: CONTEXT_PRESENT,
+    present_clean: CONTEXT_PRESENT_CLEAN,
+    absent: CONTEXT_ABSENT,
+    absent_clean: CONTEXT_ABSENT_CLEAN,
+    clear: CONTEXT_CLEAR,
+    clear_clean: CONTEXT_CLEAR_CLEAN,
+};
+
+/// PASID entries.
+pub(super) const PASID: SlotSites = SlotSites {
+    upper: PASID_UPPER,
+    present: PASID_PRESENT,
+    present_clean: PASID_PRESENT_CLEAN,
+    absent: PASID_ABSENT,
+    absent_clean: PASID_ABSENT_CLEAN,
+    clear: PASID_CLEAR,
+    clear_clean: PASID_CLEAR_CLEAN,
+};
+
 /// Of an entry that was present.
 pub(super) const WITHDRAW_FLUSH: FlushSites = FlushSites {
     context: RequestSite { request: WITHDRAW_CONTEXT, wait: WITHDRAW_CONTEXT_WAIT },
@@ -50,6 +109,19 @@ sites! {
     CONTEXT_ABSENT_CLEAN = "VT-d: clean of a context entry made absent, before the invalidation";
     CONTEXT_CLEAR = "VT-d: a cleared context entry, before it is filled again";
     CONTEXT_CLEAR_CLEAN = "VT-d: clean of a cleared context entry, before it is filled again";
+    PASID_DIRECTORY_CLEAN = "VT-d: clean of a new PASID directory";
+    PASID_TABLE_CLEAN = "VT-d: clean of a new PASID table, before the directory entry";
+    PASID_TABLE = "VT-d: zeros of a new PASID table, before the directory entry";
+    PASID_DIRECTORY_ENTRY_CLEAN = "VT-d: clean of a PASID directory entry";
+    PASID_UPPER = "VT-d: upper quadwords of a PASID entry, before the one that makes it present";
+    PASID_PRESENT = "VT-d: a PASID entry made present, before what follows";
+    PASID_PRESENT_CLEAN = "VT-d: clean of a PASID entry made present";
+    PASID_ABSENT = "VT-d: a PASID entry made absent, before the invalidation";
+    PASID_ABSENT_CLEAN = "VT-d: clean of a PASID entry made absent, before the invalidation";
+    PASID_CLEAR = "VT-d: a cleared PASID entry, before it is filled again";
+    PASID_CLEAR_CLEAN = "VT-d: clean of a cleared PASID entry, before it is filled again";
+    PASID_STEP = "VT-d: a store to a PASID entry that changes, before the next";
+    PASID_STEP_CLEAN = "VT-d: clean of a PASID entry that changes, before the next store";
 
     // Invalidations.
     WITHDRAW_CONTEXT = "VT-d: context cache, of an entry made absent";

@@ -17,7 +17,7 @@ use super::registers::UnitRegisters;
 use super::site::{self, FlushSites, RequestSite};
 use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};
 use crate::arch::vtd::layout::descriptors::{ContextScope, IotlbScope, Request};
-use crate::arch::vtd::layout::registers::Global;
+use crate::arch::vtd::layout::registers::{Global, TableMode};
 use crate::arch::vtd::layout::tables::TranslationType;
 use crate::arch::vtd::layout::{AddressWidth, Cap, ContextEntry, DomainId, Ecap};
 use crate::domain::{Domain, DomainKind, PagingDomain};
@@ -85,7 +85,7 @@ impl<P: Platform> VtdUnit<P> {
             ids.reserve(u32::from(reserved.as_u16()))?;
         }
         let queue = Queue::new(platform.clone(), QueueConfig::default())?;
-        let tables = ContextTables::new(platform.clone(), coherency(&capabilities))?;
+        let tables = ContextTables::new(platform.clone(), coherency(&capabilities), TableMode::Legacy)?;
         let domains = Slab::new(platform.clone())?;
         let faults = FaultLog::new();
         // The table belongs to whoever left it on, and its memory may be in use for something else.
@@ -186,7 +186,7 @@ impl<P: Platform> VtdUnit<P> {
                 return Err(error);
             }
         };
-        if context.read() == entry {
+        if context.read::<ContextEntry>() == entry {
             // An alias that another device of the group has brought here.
             self.release(unit, domain, tag);
             return Ok(());
@@ -203,7 +203,7 @@ impl<P: Platform> VtdUnit<P> {
         // Looked at again afterwards: a fence may have passed the entry before it was written.
         let shown = self.flush_absent(requester, entry).and_then(|()| self.refuse_if_fenced());
         if shown.is_err() {
-            context.withdraw();
+            context.withdraw::<ContextEntry>();
             context.clear();
             self.quarantine(unit, domain, tag);
         }
@@ -306,7 +306,7 @@ impl<P: Platform> VtdUnit<P> {
         requester: u16,
         old: &Domain,
     ) -> Result<Option<CacheTag>> {
-        let before = context.withdraw();
+        let before: Option<ContextEntry> = context.withdraw();
         let invalidated = match before {
             Some(entry) => {
                 self.invalidate_context(&site::WITHDRAW_FLUSH, entry.domain_id(), requester, entry.domain_id())

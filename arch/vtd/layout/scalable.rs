@@ -175,6 +175,21 @@ impl ScalableContextEntry {
     }
 }
 
+/// From the two quadwords that are not reserved.
+impl From<[u64; 2]> for ScalableContextEntry {
+    fn from([low, high]: [u64; 2]) -> Self {
+        Self { words: [low, high, 0, 0] }
+    }
+}
+
+/// The two quadwords that are not reserved.
+impl From<ScalableContextEntry> for [u64; 2] {
+    fn from(entry: ScalableContextEntry) -> Self {
+        let [low, high, ..] = entry.words;
+        [low, high]
+    }
+}
+
 /// An entry of a PASID directory (VT-d 9.5).
 ///
 /// ```
@@ -401,6 +416,24 @@ impl PasidEntry {
         PhysAddr::new(self.word(2) & ADDRESS)
     }
 
+    /// The bits that hardware uses of an entry with this P and PGTT; it ignores the others where they are
+    /// not reserved for want of a capability (9.6).
+    pub const fn used_bits(self) -> [u64; PASID_WORDS] {
+        if !self.is_present() {
+            return [P | FPD, 0, 0, 0, 0, 0, 0, 0];
+        }
+        // SSPTPTR, SSADE and AW; FSPTPTR, EAFE, WPE and FSPM. Bits 6:5 of word 2 never are.
+        let (first, second) = match self.translation() {
+            Some(PasidTranslation::FirstStage) => (!0x60, !(ADDRESS | Self::SSADE | 0x1c)),
+            Some(PasidTranslation::SecondStage) => (!(ADDRESS | Self::EAFE | Self::WPE | 0x6c), !0),
+            Some(PasidTranslation::PassThrough) => {
+                (!(ADDRESS | Self::EAFE | Self::WPE | 0x6c), !(ADDRESS | Self::SSADE | 0x1c))
+            }
+            Some(PasidTranslation::Nested) | None => (!0x60, !0),
+        };
+        [second, !0, first, !0, !0, !0, !0, !0]
+    }
+
     /// Whether a bit is set that is reserved on every unit (SPT.3). Fields that are reserved on units
     /// without a capability are left to the caller (9.6).
     pub const fn has_reserved_bits(self) -> bool {
@@ -428,6 +461,18 @@ impl PasidEntry {
     const fn with(self, low_bits: u64, second_bits: u64) -> Self {
         let [low, second, third, fourth, fifth, sixth, seventh, eighth] = self.words;
         Self { words: [low | low_bits, second | second_bits, third, fourth, fifth, sixth, seventh, eighth] }
+    }
+}
+
+impl From<[u64; PASID_WORDS]> for PasidEntry {
+    fn from(words: [u64; PASID_WORDS]) -> Self {
+        Self { words }
+    }
+}
+
+impl From<PasidEntry> for [u64; PASID_WORDS] {
+    fn from(entry: PasidEntry) -> Self {
+        entry.words
     }
 }
 

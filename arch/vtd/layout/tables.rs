@@ -205,6 +205,18 @@ impl ContextEntry {
     }
 }
 
+impl From<[u64; ENTRY_WORDS]> for ContextEntry {
+    fn from([low, high]: [u64; ENTRY_WORDS]) -> Self {
+        Self { low, high }
+    }
+}
+
+impl From<ContextEntry> for [u64; ENTRY_WORDS] {
+    fn from(entry: ContextEntry) -> Self {
+        [entry.low, entry.high]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{AddressWidth, ContextEntry, RootEntry, TranslationType};
