@@ -115,6 +115,17 @@ unsafe impl Platform for MachinePlatform {
         }
     }
 
+    unsafe fn store_128(&self, target: NonNull<u128>, value: u128) -> Option<()> {
+        // SAFETY: passed on from the caller.
+        let mut store = || unsafe { Hosted::store_128(target, value) };
+        let (Some(memory), Some(phys)) = (self.observed(), self.guest_ram().phys_of(target.cast())) else {
+            return store();
+        };
+        let mut stored = None;
+        memory.store_pair(phys, [value as u64, (value >> 64) as u64], &mut || stored = store());
+        stored
+    }
+
     fn now(&self) -> Instant {
         static START: OnceLock<time::Instant> = OnceLock::new();
         let elapsed = START.get_or_init(time::Instant::now).elapsed();
