@@ -117,7 +117,7 @@ unsafe impl Platform for MachinePlatform {
 
     unsafe fn store_128(&self, target: NonNull<u128>, value: u128) -> Option<()> {
         // SAFETY: passed on from the caller.
-        let mut store = || unsafe { Hosted::store_128(target, value) };
+        let store = || unsafe { Hosted::store_128(target, value) };
         let (Some(memory), Some(phys)) = (self.observed(), self.guest_ram().phys_of(target.cast())) else {
             return store();
         };
