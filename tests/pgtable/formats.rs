@@ -1,6 +1,6 @@
 //! Formats of no hardware in particular: what the engine must have room for.
 
-use iommu::pgtable::{Format, LiveSplit};
+use iommu::pgtable::{AccessedDirty, Format, LiveSplit};
 use iommu::{Error, InvalidReason, Prot, Result};
 
 /// Bit 0 present; bit 1 set in tables, and in leaves of level 0; bits 6 and 7 permit; an address in
@@ -43,6 +43,7 @@ macro_rules! common {
         const PRESENT: u64 = PRESENT;
         const VISIBLE: u64 = SOFTWARE;
         const ACCESSED_DIRTY: u64 = ACCESSED | DIRTY;
+        const DIRTY: u64 = DIRTY;
         const OUTPUT_BITS: u8 = 48;
 
         fn attributes(&self, prot: Prot) -> Result<u64> {
@@ -139,6 +140,9 @@ impl Format for Large {
     common!();
     one_item_size!();
 
+    fn accessed_dirty(&self) -> AccessedDirty {
+        AccessedDirty::Hardware
+    }
     fn max_input_bits(_levels: u8) -> u8 {
         48
     }
@@ -159,6 +163,9 @@ impl Format for Identical {
     const LIVE_SPLIT: LiveSplit = LiveSplit::Allowed;
     common!();
 
+    fn accessed_dirty(&self) -> AccessedDirty {
+        AccessedDirty::Hardware
+    }
     fn max_input_bits(levels: u8) -> u8 {
         12 + 9 * levels
     }

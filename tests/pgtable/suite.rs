@@ -1,9 +1,13 @@
 //! The tests, generic over the format. `suite!` makes a module of them for one format.
 
-use std::sync::atomic::Ordering;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use iommu::pgtable::{AccessedDirty, Format, LiveSplit, MapError, PageSize, PageSizes, TableList, WalkerCoherency};
-use iommu::{Error, InvalidReason, Iova, PhysAddr, Prot, UnsupportedReason};
+use iommu::pgtable::{
+    AccessedDirty, DirtyRead, Format, LiveSplit, MapError, PageSize, PageSizes, TableList, WalkerCoherency,
+};
+use iommu::platform::Platform;
+use iommu::{BusyReason, Error, InvalidReason, Iova, IovaRange, PhysAddr, Prot, UnsupportedReason};
 
 use crate::random::Random;
 use crate::setup::{Setup, range};
@@ -28,6 +32,10 @@ macro_rules! suite {
                 partial_pages_are_cut
                 permissions_change
                 hardware_bits_survive
+                dirty_pages_are_read
+                dirty_pages_are_marked_again
+                no_dirty_page_is_lost_to_hardware
+                snooping_is_enforced
                 readers_park_tables
                 random_operations
                 every_allocation_fails_once
@@ -393,7 +401,7 @@ pub(crate) fn hardware_bits_survive<F: Format>(format: F, levels: u8, walker: Wa
     let page = range(setup.start(), size);
     setup.map(page, PHYS, Prot::RW).unwrap();
     let bits = |setup: &Setup<F>, at: u64| setup.entry(at).load(Ordering::Acquire) & F::ACCESSED_DIRTY;
-    assert_eq!(bits(&setup, setup.start()), 0);
+    assert_eq!(bits(&setup, setup.start()) & F::DIRTY, 0);
     setup.entry(setup.start()).fetch_or(F::ACCESSED_DIRTY, Ordering::AcqRel);
     // SAFETY: no device uses the table.
     unsafe { setup.table.protect(page, Prot::READ).unwrap() };
@@ -408,6 +416,199 @@ pub(crate) fn hardware_bits_survive<F: Format>(format: F, levels: u8, walker: Wa
     }
     assert_eq!(setup.runs(), setup.model.runs());
     setup.unmap(page).unwrap();
+    setup.finish();
+}
+
+/// Writes each page in the list as a device does.
+fn write<F: Format>(setup: &Setup<F>, pages: &[u64]) {
+    for page in pages {
+        let entry = setup.entry(*page);
+        entry.fetch_or(F::DIRTY, Ordering::AcqRel);
+        // It is in memory then, and not in a cache alone.
+        setup.platform.clean(NonNull::from(entry).cast(), 8);
+    }
+}
+
+/// The pages of the range that are dirty.
+fn dirty<F: Format>(setup: &Setup<F>, at: IovaRange, read: DirtyRead) -> Result<Vec<IovaRange>, Error> {
+    let mut found = Vec::new();
+    setup.table.read_dirty(at, read, &mut |page| found.push(page))?;
+    if setup.table.walker() == WalkerCoherency::NeedsClean {
+        setup.check_walker();
+    }
+    // An item may be visited once for each of its entries.
+    found.dedup();
+    Ok(found)
+}
+
+/// Pages of every size are reported when they were written, until their record is cleared.
+pub(crate) fn dirty_pages_are_read<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, levels, walker);
+    let (start, granule) = (setup.start(), setup.granule());
+    if format.accessed_dirty() == AccessedDirty::Unused {
+        let unsupported = Err(Error::Unsupported(UnsupportedReason::Features));
+        setup.map(range(start, granule), PHYS, Prot::RW).unwrap();
+        assert_eq!(dirty(&setup, range(start, granule), DirtyRead::Keep), unsupported);
+        assert_eq!(setup.table.clear_dirty(), Err(Error::Unsupported(UnsupportedReason::Features)));
+        assert_eq!(
+            setup.table.mark_dirty(range(start, granule), &|_| true),
+            Err(Error::Unsupported(UnsupportedReason::Features))
+        );
+        return;
+    }
+    // One page of each size, the largest first, and a few of the smallest behind.
+    let mut sizes: Vec<u64> = sizes_of(&setup).iter().map(|size| size.bytes()).collect();
+    sizes.reverse();
+    sizes.extend([granule; 5]);
+    let mut pages = Vec::new();
+    let mut at = start;
+    for size in sizes {
+        // Each leads elsewhere, so that no two make a larger one.
+        setup.map(range(at, size), PHYS + 3 * size * pages.len() as u64, Prot::RW).unwrap();
+        pages.push(range(at, size));
+        at += size;
+    }
+    let all = IovaRange::new(Iova::new(start), Iova::new(at - 1)).unwrap();
+    assert_eq!(dirty(&setup, all, DirtyRead::Keep), Ok(vec![]));
+    // The last byte: of an item, the last entry.
+    let written = |setup: &Setup<F>, numbers: &[usize]| -> Vec<IovaRange> {
+        numbers.iter().map(|number| pages[*number]).inspect(|page| write(setup, &[page.last().as_u64()])).collect()
+    };
+    let last = pages.len() - 1;
+    let every: Vec<usize> = (0..=last).collect();
+    for numbers in [&every[..], &[0, last], &[1, last - 2, last - 1]] {
+        let expected = written(&setup, numbers);
+        assert_eq!(dirty(&setup, all, DirtyRead::Keep), Ok(expected.clone()));
+        assert_eq!(dirty(&setup, all, DirtyRead::Clear), Ok(expected));
+        assert_eq!(dirty(&setup, all, DirtyRead::Clear), Ok(vec![]));
+    }
+    // A part of the range, and what cannot be.
+    let expected = written(&setup, &every);
+    assert_eq!(dirty(&setup, pages[last - 1], DirtyRead::Clear), Ok(vec![pages[last - 1]]));
+    let beyond = range(at - granule, 2 * granule);
+    assert_eq!(dirty(&setup, beyond, DirtyRead::Clear), Err(Error::NotMapped { iova: Iova::new(at) }));
+    let size = pages[0].bytes().unwrap();
+    for part in [range(start, size - granule), range(start + granule, size - granule)] {
+        let partial = Error::PartialPage { page: Iova::new(start), size: PageSize::from_log2(size.ilog2() as u8) };
+        assert_eq!(dirty(&setup, part, DirtyRead::Clear), Err(partial));
+    }
+    let odd = range(start + granule / 2, granule);
+    assert_eq!(dirty(&setup, odd, DirtyRead::Keep), Err(INVALID(InvalidReason::Misaligned)));
+    let rest: Vec<IovaRange> = expected.iter().copied().filter(|page| *page != pages[last - 1]).collect();
+    assert_eq!(dirty(&setup, all, DirtyRead::Keep), Ok(rest), "what was refused has changed nothing");
+    setup.table.clear_dirty().unwrap();
+    assert_eq!(dirty(&setup, all, DirtyRead::Keep), Ok(vec![]));
+    setup.finish();
+}
+
+/// What was read can be put back, and holes are no matter.
+pub(crate) fn dirty_pages_are_marked_again<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    if format.accessed_dirty() == AccessedDirty::Unused {
+        return;
+    }
+    let mut setup = Setup::new(format, levels, walker);
+    let (start, granule) = (setup.start(), setup.granule());
+    // Addresses that fit nothing larger.
+    setup.map(range(start, 8 * granule), PHYS + granule, Prot::RW).unwrap();
+    setup.unmap(range(start + 3 * granule, granule)).unwrap();
+    let page = |number: u64| range(start + number * granule, granule);
+    let (all, wanted) = (range(start, 8 * granule), [page(1), page(3), page(6)]);
+    setup.table.mark_dirty(all, &|page| wanted.contains(&page)).unwrap();
+    setup.check();
+    assert_eq!(dirty(&setup, range(start, 3 * granule), DirtyRead::Keep), Ok(vec![page(1)]));
+    assert_eq!(dirty(&setup, range(start + 4 * granule, 4 * granule), DirtyRead::Clear), Ok(vec![page(6)]));
+    setup.finish();
+}
+
+/// Each time that hardware sets a clean page's bit, one read reports it: also while other pages of the
+/// table, and permissions of these, change.
+pub(crate) fn no_dirty_page_is_lost_to_hardware<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    const PAGES: u64 = 8;
+    if format.accessed_dirty() == AccessedDirty::Unused || walker == WalkerCoherency::NeedsClean {
+        return;
+    }
+    let mut setup = Setup::new(format, levels, walker);
+    let (start, granule) = (setup.start(), setup.granule());
+    let all = range(start, PAGES * granule);
+    setup.map(all, PHYS + granule, Prot::RW).unwrap();
+    let (stop, mut reported) = (AtomicBool::new(false), [0; PAGES as usize]);
+    let setup = &setup;
+    let set = std::thread::scope(|scope| {
+        let hardware = scope.spawn(|| {
+            let mut set = [0; PAGES as usize];
+            while !stop.load(Ordering::Relaxed) {
+                for page in 0..PAGES {
+                    let entry = setup.entry(start + page * granule);
+                    let found = entry.load(Ordering::Acquire);
+                    let dirty = found | F::DIRTY;
+                    if found & F::DIRTY == 0
+                        && entry.compare_exchange(found, dirty, Ordering::AcqRel, Ordering::Acquire).is_ok()
+                    {
+                        set[page as usize] += 1;
+                    }
+                }
+            }
+            set
+        });
+        let others = scope.spawn(|| {
+            let neighbour = range(start + PAGES * granule, 4 * granule);
+            let mut stray = TableList::new();
+            for turn in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let prot = if turn % 2 == 0 { Prot::READ } else { Prot::RW };
+                // SAFETY: no device uses the memory, and only this thread changes these ranges.
+                unsafe {
+                    setup.table.map(neighbour, PhysAddr::new(PHYS), prot, PageSizes::ALL, &mut stray).unwrap();
+                    setup.table.protect(all, prot).unwrap();
+                    setup.table.unmap(neighbour, &mut stray).unwrap();
+                }
+            }
+            // SAFETY: as above.
+            unsafe { setup.table.free(stray) };
+        });
+        let mut read = || {
+            let mut count = |page: IovaRange| reported[((page.start().as_u64() - start) / granule) as usize] += 1;
+            setup.table.read_dirty(all, DirtyRead::Clear, &mut count).unwrap();
+        };
+        for _ in 0..2000 {
+            read();
+        }
+        stop.store(true, Ordering::Relaxed);
+        others.join().unwrap();
+        let set = hardware.join().unwrap();
+        read();
+        set
+    });
+    assert_eq!(reported, set);
+    assert!(set.iter().all(|set| *set > 0));
+}
+
+/// Leaves say that every request snoops from the moment on when it is enforced, which must be before
+/// the first; in a format without such a bit nothing changes.
+pub(crate) fn snooping_is_enforced<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, levels, walker);
+    let (start, granule) = (setup.start(), setup.granule());
+    let snoops = |setup: &Setup<F>, at: u64| setup.entry(at).load(Ordering::Acquire) & F::SNOOP == F::SNOOP;
+    setup.map(range(start, granule), PHYS, Prot::RW).unwrap();
+    let refused = if F::SNOOP == 0 { Ok(()) } else { Err(Error::Busy(BusyReason::InUse)) };
+    assert_eq!(setup.table.enforce_snoop(), refused);
+    setup.map(range(start + granule, granule), PHYS, Prot::RW).unwrap();
+    assert_eq!(snoops(&setup, start + granule), F::SNOOP == 0, "a refusal changes nothing");
+    setup.unmap(range(start, 2 * granule)).unwrap();
+    setup.table.enforce_snoop().unwrap();
+    let largest = setup.table.page_sizes().largest().unwrap().bytes();
+    setup.map(range(start, largest), PHYS, Prot::RW).unwrap();
+    setup.map(range(start + largest, 700 * granule), PHYS + granule, Prot::READ).unwrap();
+    setup.protect(range(start, largest), Prot::READ).unwrap();
+    if F::LIVE_SPLIT == LiveSplit::Allowed {
+        setup.cut(range(start + granule, granule));
+    }
+    for at in [start, start + granule, start + largest, start + largest + 699 * granule] {
+        assert!(snoops(&setup, at));
+    }
+    setup.table.enforce_snoop().unwrap();
     setup.finish();
 }
 
