@@ -159,3 +159,7 @@ fn word(words: Words, index: usize) -> u64 {
 fn combine(first: Words, second: Words, operation: impl Fn(u64, u64) -> u64) -> Words {
     core::array::from_fn(|index| operation(word(first, index), word(second, index)))
 }
+
+#[cfg(test)]
+#[path = "transition_tests.rs"]
+mod tests;
