@@ -73,7 +73,7 @@ pub use x86_64::X86_64;
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
     use core::arch::asm;
-    use core::arch::x86_64::{__cpuid, _mm_clflush, _mm_mfence, cmpxchg16b};
+    use core::arch::x86_64::{__cpuid, _mm_clflush, _mm_mfence};
     use core::ptr::NonNull;
 
     use super::{InterruptState, Processor};
@@ -136,22 +136,26 @@ mod x86_64 {
         if features.ecx >> 13 & 1 == 0 {
             return None;
         }
-        // SAFETY: the processor has the instruction; the rest is passed on from the caller.
-        unsafe { exchange_128(target, value) };
-        Some(())
-    }
-
-    #[target_feature(enable = "cmpxchg16b")]
-    unsafe fn exchange_128(target: NonNull<u128>, value: u128) {
-        let mut found = 0;
-        loop {
-            let expected = found;
-            // SAFETY: aligned and writable, says the caller.
-            found = unsafe { cmpxchg16b(target.as_ptr(), expected, value, Ordering::SeqCst, Ordering::SeqCst) };
-            if found == expected {
-                return;
-            }
+        let (low, high) = (value as u64, (value >> 64) as u64);
+        // SAFETY: the processor has the instruction, which stores what it compares equal, or else loads
+        // what to compare next; the target is aligned and writable, says the caller. RBX, which is no
+        // operand because the compiler may need it, is put back.
+        unsafe {
+            asm!(
+                "xchg {low}, rbx",
+                "2:",
+                "lock cmpxchg16b [rdi]",
+                "jne 2b",
+                "mov rbx, {low}",
+                low = inout(reg) low => _,
+                in("rcx") high,
+                in("rdi") target.as_ptr(),
+                inout("rax") 0u64 => _,
+                inout("rdx") 0u64 => _,
+                options(nostack),
+            );
         }
+        Some(())
     }
 
     fn flush(start: NonNull<u8>, bytes: usize) {

@@ -88,3 +88,118 @@ impl<P: Platform> ContextTables<P> {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::ContextTables;
+    use crate::addr::PhysAddr;
+    use crate::arch::vtd::driver::testing::{Memory, Pairs};
+    use crate::arch::vtd::layout::registers::TableMode;
+    use crate::arch::vtd::layout::scalable::{ScalableContextEntry, ScalableRootEntry};
+    use crate::arch::vtd::layout::tables::TranslationType;
+    use crate::arch::vtd::layout::{AddressWidth, ContextEntry, DomainId, RootEntry};
+    use crate::error::Error;
+    use crate::pgtable::WalkerCoherency;
+
+    fn tables(platform: &Memory, mode: TableMode) -> ContextTables<Memory> {
+        ContextTables::new(platform.clone(), WalkerCoherency::NeedsClean, mode).unwrap()
+    }
+
+    /// Where hardware looks for a requester's entry, in what was written back (VT-d 3.4.2, 3.4.3).
+    fn walk(platform: &Memory, tables: &ContextTables<Memory>, requester: u16) -> Option<[u64; 2]> {
+        let at = |base: PhysAddr, bytes: u64| platform.written_back(PhysAddr::new(base.as_u64() + bytes));
+        let pair = |base: PhysAddr, bytes: u64| [at(base, bytes), at(base, bytes + 8)];
+        let [low, high] = pair(tables.root(), u64::from(requester >> 8) * 16);
+        let devfn = requester as u8;
+        match tables.mode() {
+            TableMode::Scalable => {
+                let root = ScalableRootEntry { low, high };
+                assert!(!root.has_reserved_bits(devfn));
+                root.context_table(devfn).map(|table| pair(table, u64::from(devfn % 0x80) * 32))
+            }
+            _ => {
+                let root = RootEntry { low, high };
+                assert!(!root.has_reserved_bits());
+                root.context_table().map(|table| pair(table, u64::from(devfn) * 16))
+            }
+        }
+    }
+
+    const LEGACY: ContextEntry =
+        ContextEntry::new(TranslationType::PassThrough, PhysAddr::new(0), AddressWidth::Bits57, DomainId::new(0xffff));
+    const SCALABLE: ScalableContextEntry = ScalableContextEntry::new(PhysAddr::new(0x5000), 7)
+        .with_rid_pasid(0xf_ffff)
+        .with_device_tlb()
+        .with_pasids()
+        .with_page_requests();
+
+    fn both_modes(test: fn(TableMode, [u64; 2])) {
+        test(TableMode::Legacy, LEGACY.into());
+        test(TableMode::Scalable, SCALABLE.into());
+    }
+
+    #[test]
+    fn hardware_finds_what_was_published() {
+        both_modes(|mode, entry| {
+            let platform = Memory::new(Pairs::Refused);
+            let tables = tables(&platform, mode);
+            for requester in [0, 0x7f, 0x80, 0x1ff, 0xff00, 0xffff] {
+                assert!(walk(&platform, &tables, requester).is_none_or(|words| words == [0, 0]));
+                let context = tables.find_or_make(requester).unwrap();
+                assert_eq!(walk(&platform, &tables, requester), Some([0, 0]));
+                context.publish(entry);
+                assert_eq!(walk(&platform, &tables, requester), Some(entry));
+                assert_eq!(tables.find(requester).unwrap().read::<[u64; 2]>(), entry);
+            }
+            let mut present = 0;
+            tables.each(|context| present += u32::from(context.read::<[u64; 2]>() == entry));
+            assert_eq!(present, 6);
+        });
+    }
+
+    #[test]
+    fn whatever_an_entry_holds_it_can_be_withdrawn_and_fenced() {
+        both_modes(|mode, entry| {
+            let platform = Memory::new(Pairs::Refused);
+            let tables = tables(&platform, mode);
+            let context = tables.find_or_make(0x1234).unwrap();
+            let seen = || walk(&platform, &tables, 0x1234).unwrap();
+            let absent = [entry[0] & !1, entry[1]];
+            context.publish(entry);
+            context.fence();
+            assert_eq!(seen()[0] & 1, 0);
+            context.fence();
+            context.unfence();
+            assert_eq!(seen(), entry);
+            context.fence();
+            // It was present: hardware may have it in a cache.
+            assert_eq!(context.withdraw(), Some(entry));
+            assert_eq!(seen(), absent);
+            context.unfence();
+            assert_eq!(context.withdraw::<[u64; 2]>(), None);
+            assert_eq!(seen(), absent);
+            context.clear();
+            assert_eq!(seen(), [0, 0]);
+            context.publish(entry);
+            assert_eq!(context.withdraw(), Some(entry));
+        });
+    }
+
+    #[test]
+    fn every_allocation_may_fail() {
+        both_modes(|mode, _| {
+            let platform = Memory::new(Pairs::Refused);
+            let make = || {
+                let tables = ContextTables::new(platform.clone(), WalkerCoherency::Snoops, mode)?;
+                tables.find_or_make(0x80).map(drop)?;
+                tables.find_or_make(0x7f).map(drop)
+            };
+            let needed = if mode == TableMode::Scalable { 3 } else { 2 };
+            for nth in 0..=needed {
+                platform.fail_nth(nth);
+                assert_eq!(make(), if nth < needed { Err(Error::NoMemory) } else { Ok(()) });
+                assert_eq!(platform.in_use(), 0);
+            }
+        });
+    }
+}

@@ -28,6 +28,8 @@ pub mod queue;
 pub mod registers;
 mod site;
 mod slot;
+#[cfg(all(test, not(loom)))]
+mod testing;
 mod two_level;
 mod unit;
 
