@@ -10,7 +10,9 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
 use iommu::hwmem::{Entry, Table};
-use iommu::pgtable::{Config, Format, LiveSplit, PageSizes, PageTable, TableList, WalkerCoherency};
+use iommu::pgtable::{
+    AccessedDirty, Config, DirtyRead, Format, LiveSplit, PageSizes, PageTable, TableList, WalkerCoherency,
+};
 use iommu::platform::{FRAME_BYTES, Hosted, Instant, NoRegisters, Platform};
 use iommu::{Error, Iova, IovaRange, PhysAddr, Prot, UnsupportedReason};
 use loom::thread;
@@ -18,6 +20,7 @@ use loom::thread;
 const PRESENT: u64 = 1;
 const TABLE: u64 = 2;
 const VISIBLE: u64 = 1 << 55;
+const DIRTY: u64 = 1 << 9;
 const ADDRESS: u64 = (1 << 48) - (1 << 12);
 /// A table entry to where no table is: what a frame holds after it was freed.
 const POISON: u64 = PRESENT | TABLE | VISIBLE | 0x1000;
@@ -37,7 +40,8 @@ impl Format for Tiny {
     const LIVE_SPLIT: LiveSplit = LiveSplit::Allowed;
     const PRESENT: u64 = PRESENT;
     const VISIBLE: u64 = VISIBLE;
-    const ACCESSED_DIRTY: u64 = 0;
+    const ACCESSED_DIRTY: u64 = DIRTY;
+    const DIRTY: u64 = DIRTY;
 
     fn max_input_bits(levels: u8) -> u8 {
         12 + 2 * levels
@@ -62,6 +66,9 @@ impl Format for Tiny {
     }
     fn prot(&self, _entry: u64) -> Prot {
         Prot::RW
+    }
+    fn accessed_dirty(&self) -> AccessedDirty {
+        AccessedDirty::Hardware
     }
 }
 
@@ -295,5 +302,86 @@ fn two_readers_beside_unmap_and_free() {
             thread.join().unwrap();
         }
         assert_eq!(platform.in_use(), 1);
+    });
+}
+
+/// What hardware does when a device writes a page whose table stays: it sets the bit of the leaf, unless
+/// it is set. Whether it set it.
+fn write(platform: &Frames, table: &Tables, page: u64) -> bool {
+    // SAFETY: the root, and a table that another page of the test keeps, are not freed meanwhile.
+    let leaves = unsafe {
+        let parent = Table::from_phys(platform, table.root(), 0).entry((page >> 2) as usize).load();
+        Table::from_phys(platform, PhysAddr::new(parent & ADDRESS), 0)
+    };
+    let leaf = leaves.entry((page & 3) as usize);
+    loop {
+        let found = leaf.load();
+        if found & PRESENT == 0 || found & DIRTY != 0 {
+            return false;
+        }
+        if leaf.compare_exchange(found, found | DIRTY).is_ok() {
+            return true;
+        }
+    }
+}
+
+/// How often page `page` is reported as written; its record is cleared.
+fn reported(table: &Tables, page: u64) -> usize {
+    let mut reported = 0;
+    match table.read_dirty(pages(page, 1), DirtyRead::Clear, &mut |_| reported += 1) {
+        Ok(()) | Err(Error::NotMapped { .. }) => reported,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_write_beside_the_read_of_it_is_reported_once() {
+    loom::model(|| {
+        let platform = Frames::default();
+        let table = new(&platform, WalkerCoherency::Snoops);
+        map(&table, 1);
+        let hardware = {
+            let (platform, table) = (platform.clone(), table.clone());
+            thread::spawn(move || [(); 2].map(|()| write(&platform, &table, 1)))
+        };
+        let first = reported(&table, 1);
+        let set = hardware.join().unwrap().into_iter().filter(|set| *set).count();
+        assert_eq!(first + reported(&table, 1), set);
+    });
+}
+
+#[test]
+fn a_page_that_is_unmapped_beside_the_read_of_it_stays_unmapped() {
+    loom::model(|| {
+        let platform = Frames::default();
+        let table = new(&platform, WalkerCoherency::Snoops);
+        map(&table, 1);
+        map(&table, 2);
+        assert!(write(&platform, &table, 1));
+        let other = {
+            let table = table.clone();
+            thread::spawn(move || unmap(&table, 1, 1))
+        };
+        let seen = reported(&table, 1);
+        other.join().unwrap();
+        assert!(seen <= 1);
+        assert_eq!((lookup(&table, 1), lookup(&table, 2)), (None, Some(target(2))));
+    });
+}
+
+#[test]
+fn a_table_that_is_freed_beside_the_read_of_it_is_not_touched() {
+    loom::model(|| {
+        let platform = Frames::default();
+        let table = new(&platform, WalkerCoherency::Snoops);
+        map(&table, 1);
+        assert!(write(&platform, &table, 1));
+        let other = {
+            let table = table.clone();
+            thread::spawn(move || unmap(&table, 0, 4))
+        };
+        assert!(reported(&table, 1) <= 1);
+        other.join().unwrap();
+        assert_eq!((lookup(&table, 1), platform.in_use()), (None, 1));
     });
 }

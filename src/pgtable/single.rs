@@ -24,7 +24,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     #[inline(always)]
     pub(crate) unsafe fn map_one(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Short {
         let phys = phys.as_u64();
-        let bytes = self.one_page(range);
+        let bytes = if self.walker == WalkerCoherency::Snoops { one_page::<F>(range) } else { 0 };
         if bytes & self.sizes & sizes.bits() == 0 {
             return Short::NotTaken;
         }
@@ -49,7 +49,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// As [`unmap`](Self::unmap).
     #[inline(always)]
     pub(crate) unsafe fn unmap_one(&self, range: IovaRange) -> Short {
-        let bytes = self.one_page(range);
+        let bytes = if self.plain { one_page::<F>(range) } else { 0 };
         if bytes & self.sizes == 0 {
             return Short::NotTaken;
         }
@@ -63,16 +63,6 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         Short::Done
     }
 
-    /// The length of a range that is an aligned power of two, in a table that needs no cleaning and
-    /// whose pages take one entry each; else zero.
-    #[inline(always)]
-    fn one_page(&self, range: IovaRange) -> u64 {
-        let (start, last) = (range.start().as_u64(), range.last().as_u64());
-        let low = start ^ last;
-        let one = start & low == 0 && low & low.wrapping_add(1) == 0;
-        if one && !has_items::<F>() && self.walker == WalkerCoherency::Snoops { low.wrapping_add(1) } else { 0 }
-    }
-
     /// The entry for a page of `bytes` bytes, if all tables on the way are there.
     #[inline(always)]
     fn place_of(&self, range: IovaRange, bytes: u64) -> Option<Place<'_>> {
@@ -84,6 +74,16 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             self.descend(at, bytes.trailing_zeros())
         }
     }
+}
+
+/// The length of a range that is an aligned power of two, in a format whose pages take one entry each;
+/// else zero.
+#[inline(always)]
+fn one_page<F: Format>(range: IovaRange) -> u64 {
+    let (start, last) = (range.start().as_u64(), range.last().as_u64());
+    let low = start ^ last;
+    let one = start & low == 0 && low & low.wrapping_add(1) == 0;
+    if one && !has_items::<F>() { low.wrapping_add(1) } else { 0 }
 }
 
 #[cfg(all(test, not(loom)))]

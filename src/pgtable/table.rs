@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use super::fmt::AccessedDirty;
 use super::reclaim::Reclaim;
 use super::{Format, PageSizes, geometry, list, site};
 use crate::addr::{Iova, IovaRange, PhysAddr};
@@ -104,6 +105,8 @@ pub struct PageTable<F: Format, P: Platform> {
     /// The root's level.
     pub(super) top: u8,
     pub(super) walker: WalkerCoherency,
+    /// A page is unmapped by one store: nothing is to be cleaned, and hardware sets no bits in it.
+    pub(super) plain: bool,
     /// Width of an offset.
     input_bits: u8,
     /// The last offset.
@@ -162,6 +165,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             root_order,
             top: levels - 1,
             walker,
+            plain: walker == WalkerCoherency::Snoops && format.accessed_dirty() == AccessedDirty::Unused,
             input_bits,
             span: geometry::low_mask(u32::from(input_bits)),
             sizes: sizes.bits(),

@@ -1,12 +1,13 @@
 //! Unmapping: clear entries, detach tables that are covered whole.
 
+use super::fmt::AccessedDirty;
 use super::geometry::{entry_last, has_items, low_mask, shift};
 use super::list::TableList;
 use super::table::{Kind, Place};
 use super::{Format, PageSize, PageTable, site};
 use crate::addr::{IovaRange, PhysAddr};
 use crate::error::{Error, Result};
-use crate::hwmem::Table;
+use crate::hwmem::{Entry, Table};
 use crate::platform::Platform;
 
 impl<F: Format, P: Platform> PageTable<F, P> {
@@ -49,7 +50,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             // An aligned power of two: one large page?
             let entry = table.entry(index);
             if self.kind(level, entry.load()) == Kind::Leaf {
-                entry.store(0);
+                self.clear_leaf(entry);
                 self.clean(site::UNMAP_LARGE_CLEAN, table, index, 1);
                 return Ok(());
             }
@@ -88,7 +89,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                 Kind::Leaf => {
                     result = self.page_within(level, found, at, start, end);
                     if result.is_ok() {
-                        entry.store(0);
+                        self.clear_leaf(entry);
                         cleared = if cleared.is_empty() { index..index + 1 } else { cleared.start..index + 1 };
                     }
                 }
@@ -121,7 +122,12 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                 count = (page.saturating_sub(start) >> shift::<F>(0)) as usize;
             }
         }
-        let (chunks, rest) = table.entries(first, count).as_chunks::<8>();
+        let entries = table.entries(first, count);
+        if self.format.accessed_dirty() == AccessedDirty::Hardware {
+            self.clear_tracked(table, first, count);
+            return result;
+        }
+        let (chunks, rest) = entries.as_chunks::<8>();
         for chunk in chunks {
             for entry in chunk {
                 entry.store(0);
@@ -132,6 +138,26 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         }
         self.clean(site::UNMAP_CLEAN, table, first, count);
         result
+    }
+
+    /// Clears entries in which hardware sets bits.
+    #[cold]
+    #[inline(never)]
+    fn clear_tracked(&self, table: Table<'_>, first: usize, count: usize) {
+        table.entries(first, count).iter().for_each(|entry| self.clear_leaf(entry));
+        self.clean(site::UNMAP_CLEAN, table, first, count);
+    }
+
+    /// Clears a leaf. Where hardware sets bits in it, and readers of them clear bits, in one exchange:
+    /// each of theirs comes before it or fails.
+    #[inline(always)]
+    pub(super) fn clear_leaf(&self, entry: &Entry) {
+        match self.format.accessed_dirty() {
+            AccessedDirty::Unused => entry.store(0),
+            AccessedDirty::Hardware => {
+                entry.swap(0);
+            }
+        }
     }
 
     /// Fails unless the page of the leaf `found`, the entry of `level` for `at`, lies in `start..=end`.

@@ -4,7 +4,7 @@ use iommu::domain::{Domain, DomainOptions};
 use iommu::ops::{DomainFeatures, Stage, UnitTraits};
 use iommu::{BusyReason, Device, Error, IncompatibleReason, InvalidReason, Prot};
 
-use crate::fake::{Event, TIMED_OUT, first_traits, traits};
+use crate::fake::{Event, FirstPaging, TIMED_OUT, first_traits, traits};
 use crate::world::{World, map, pages, range, source, unmap};
 
 const COHERENT: DomainFeatures = DomainFeatures::CACHE_COHERENCY;
@@ -133,10 +133,15 @@ fn a_unit_of_several_sources_is_told_once() {
     let domain = domain(&world, &device, Stage::First);
     let second = world.device_of(0, 2);
     world.iommu.attach_device(&domain, &second).unwrap();
+    // Nor once more for the tag of a device's own cache.
+    let paging: &FirstPaging = domain.ops().as_any().downcast_ref().unwrap();
+    let unit = second.unit().unwrap();
+    let tag = paging.tags().acquire(unit, None, Some(source(2)), world.unit().ids()).unwrap();
     world.unit().take_log();
     domain.enforce_cache_coherency().unwrap();
     let told = world.unit().take_log().iter().filter(|event| matches!(event, Event::Refresh(_))).count();
     assert_eq!(told, 1);
+    paging.tags().release(unit, tag).unwrap();
 }
 
 #[test]

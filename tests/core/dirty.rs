@@ -73,6 +73,10 @@ fn turning_it_on_forgets_and_turning_it_off_keeps() {
         domain.set_dirty_tracking(DirtyTracking::Off).unwrap();
         assert_eq!(domain.features(), DomainFeatures::empty());
         assert_eq!(dirty(&domain, DirtyRead::Keep), Ok(0b110));
+        // The second stage records no more.
+        write(&world, 0b1000);
+        let more = if stage == Stage::First { 0b1000 } else { 0 };
+        assert_eq!(dirty(&domain, DirtyRead::Keep), Ok(0b110 | more));
         domain.set_dirty_tracking(DirtyTracking::Off).unwrap();
         domain.set_dirty_tracking(DirtyTracking::On).unwrap();
         assert_eq!(dirty(&domain, DirtyRead::Clear), Ok(0));

@@ -27,7 +27,7 @@ use crate::platform::Frames;
 /// A domain of the second stage.
 pub(crate) type Paging = PagingDomain<SecondStage, Frames>;
 /// A domain of the first stage.
-type FirstPaging = PagingDomain<X86_64, Frames>;
+pub(crate) type FirstPaging = PagingDomain<X86_64, Frames>;
 
 pub(crate) const TIMED_OUT: Error = Error::Invalidation { reason: InvalidationReason::TimedOut, request: 0 };
 
