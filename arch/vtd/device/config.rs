@@ -20,6 +20,13 @@ pub struct DeviceConfig {
     pub ecap: Ecap,
     /// Width of a host-physical address in bits (HAW): higher ones are reserved in every entry.
     pub host_address_bits: u8,
+    /// log2 of the frames that each of the caches takes, at most [`MAX_CACHE_ORDER`](Self::MAX_CACHE_ORDER).
+    pub cache_order: u8,
+}
+
+impl DeviceConfig {
+    /// The largest caches: a MiB each.
+    pub const MAX_CACHE_ORDER: u8 = 8;
 }
 
 impl Default for DeviceConfig {
@@ -31,6 +38,7 @@ impl Default for DeviceConfig {
             cap: Cap::from_bits_retain(0x00d2_008c_222f_0606),
             ecap: Ecap::from_bits_retain(0x00f0_0f00) | Ecap::C | Ecap::QI | Ecap::PT,
             host_address_bits: 52,
+            cache_order: 3,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What the unit reaches: memory, the processor's interrupts, and the device-TLBs of devices.
 
 use crate::addr::PhysAddr;
-use crate::arch::vtd::layout::descriptors::{DevicePasids, DeviceRange};
+use crate::arch::vtd::layout::descriptors::{DevicePasids, DeviceRange, Drain, ResponseCode};
 use crate::ops::Msi;
 
 /// Why an access to memory failed: there is nothing at the address.
@@ -33,6 +33,8 @@ pub enum DeviceAnswer {
 ///
 /// Addresses are *host-physical* to the unit: what it finds in registers and tables. None of them may
 /// be trusted, and what is read may change between two reads.
+///
+/// No lock is held when these are called: they may access registers of the unit.
 pub trait Host: Send + Sync {
     /// Reads the quadword at `address`, aligned to 8 bytes, in one piece.
     ///
@@ -75,4 +77,19 @@ pub trait Host: Send + Sync {
     /// Sends an invalidation to the device-TLB of `source` (its requester id). `pasids` is `None` for
     /// requests without PASID.
     fn invalidate_device_tlb(&self, source: u16, pasids: Option<DevicePasids>, range: DeviceRange) -> DeviceAnswer;
+
+    /// Sends the response to a group of page requests to `source` (its requester id).
+    fn respond(&self, source: u16, pasid: Option<u32>, group: u16, code: ResponseCode) {
+        let _ = (source, pasid, group, code);
+    }
+
+    /// Makes visible what the write buffers of a unit with CAP.RWBF hold back (VT-d 6.8). Until then
+    /// the unit need not see stores to tables.
+    fn flush_write_buffers(&self) {}
+
+    /// Waits until accesses that were translated before are through (VT-d 6.5.4). A host whose devices
+    /// keep an answer for longer than the call that gave it must implement this.
+    fn drain(&self, what: Drain) {
+        let _ = what;
+    }
 }

@@ -267,6 +267,31 @@ impl FaultRecord {
         })
     }
 
+    /// The two quadwords of this record, F set.
+    pub const fn encode(&self) -> [u64; 2] {
+        let access: u64 = match self.access {
+            Access::Write => 0,
+            Access::PageRequest => 1 << 28,
+            Access::Read => 1 << 62,
+            Access::Atomic => 1 << 62 | 1 << 28,
+        };
+        let address_type = match self.address_type {
+            AddressType::Untranslated => 0,
+            AddressType::TranslationRequest => 1,
+            AddressType::Translated => 2,
+            AddressType::Reserved => 3,
+        };
+        let privileges = self.privileges.bits() as u64;
+        let pasid = match self.pasid {
+            Some(pasid) => {
+                (pasid.as_u32() as u64) << 40 | 1 << 31 | (privileges & 1) << 30 | (privileges >> 1 & 1) << 29
+            }
+            None => 0,
+        };
+        let high = access | address_type << 60 | pasid | (self.reason.0 as u64) << 32 | self.source as u64;
+        [self.address & !0xfff, Self::F | high]
+    }
+
     /// Index of the interrupt that was blocked, where the reason says that it is known.
     pub const fn interrupt_index(&self) -> Option<u16> {
         match self.reason.0 {
@@ -311,6 +336,7 @@ mod tests {
         assert_eq!(record.pasid, Some(Pasid::ZERO));
         let record = FaultRecord::decode(0x1000, 0xc000_0006_0000_0020).unwrap();
         assert_eq!(record.to_string(), "read at 0x1000: no read permission (0x6)");
+        assert_eq!(record.encode(), [0x1000, 0xc000_0006_0000_0020]);
     }
 
     #[test]
@@ -323,6 +349,7 @@ mod tests {
         assert_eq!((record.access, record.address_type), (Access::Atomic, AddressType::Translated));
         assert_eq!(record.pasid, Pasid::new(0x12345));
         assert_eq!(record.privileges, Privileges::EXECUTE | Privileges::SUPERVISOR);
+        assert_eq!(record.encode(), [0xffff_ffff_ffff_f000, 0xe123_4571_f000_abcd]);
         assert_eq!(FaultRecord::decode(0, !FaultRecord::F), None);
     }
 

@@ -1,0 +1,109 @@
+//! Who decides what the specification leaves open.
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// Whether a cache line that is found is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Retention {
+    /// It is: lines leave when they are invalidated, or when there is no room.
+    Keep,
+    /// It is dropped first, as hardware may at any time (VT-d 6.2.4, 6.2.5).
+    Evict,
+}
+
+/// How much an invalidation drops.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Precision {
+    /// What it must.
+    Exact,
+    /// Everything in the caches that it is for, as hardware may (VT-d 6.5.2: "coarser").
+    Coarse,
+}
+
+/// How a translation by a large page is cached (VT-d 6.5.3.2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fracture {
+    /// In one piece.
+    Whole,
+    /// As the page of 4096 bytes that was asked for.
+    Pieces,
+}
+
+/// Decides where the specification permits several behaviours. Called without a lock.
+///
+/// The defaults are the strictest that a deterministic unit can be: everything is kept for as long as it
+/// may be, and nothing is invalidated but what must be.
+///
+/// ```
+/// use iommu::arch::vtd::device::{Chooser, InOrder, Seeded};
+/// assert_eq!(InOrder.choose(5), 0);
+/// let seeded = Seeded::new(1);
+/// assert!((0..100).map(|_| seeded.choose(4)).any(|choice| choice != 0));
+/// ```
+pub trait Chooser: Send + Sync {
+    /// One of `choices` things that may be done next, at least one; what it gives is taken modulo that.
+    /// They are sorted: first commands, then requests of the queue, oldest first, then the next
+    /// descriptor, then interrupts.
+    fn choose(&self, choices: usize) -> usize;
+
+    /// Asked once for each request of a device.
+    fn retention(&self) -> Retention {
+        Retention::Keep
+    }
+
+    /// Asked once for each invalidation.
+    fn precision(&self) -> Precision {
+        Precision::Exact
+    }
+
+    /// Asked once for each request of a device.
+    fn fracture(&self) -> Fracture {
+        Fracture::Whole
+    }
+}
+
+/// Everything in the order in which it was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct InOrder;
+
+impl Chooser for InOrder {
+    fn choose(&self, _: usize) -> usize {
+        0
+    }
+}
+
+/// Any order, the same for the same seed if calls come in the same order. It evicts now and then, and
+/// fractures half of the large pages; invalidations stay exact.
+#[derive(Debug)]
+pub struct Seeded(AtomicU64);
+
+impl Seeded {
+    /// The choices of this seed.
+    pub fn new(seed: u64) -> Self {
+        Self(AtomicU64::new(seed))
+    }
+
+    /// The next number (splitmix64, which is in the public domain).
+    fn next(&self) -> u64 {
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut z = self.0.fetch_add(STEP, Ordering::Relaxed).wrapping_add(STEP);
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+}
+
+impl Chooser for Seeded {
+    fn choose(&self, choices: usize) -> usize {
+        self.next().checked_rem(choices as u64).unwrap_or(0) as usize
+    }
+
+    fn retention(&self) -> Retention {
+        if self.next() & 0xf == 0 { Retention::Evict } else { Retention::Keep }
+    }
+
+    fn fracture(&self) -> Fracture {
+        if self.next() & 1 == 0 { Fracture::Whole } else { Fracture::Pieces }
+    }
+}
