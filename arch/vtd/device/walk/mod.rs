@@ -23,6 +23,8 @@ pub mod first_stage;
 pub mod pasid;
 pub mod second_stage;
 pub mod structure;
+#[cfg(test)]
+mod tests;
 
 pub use context::{ContextInfo, context};
 pub use first_stage::{FirstStageRoot, first_stage};
