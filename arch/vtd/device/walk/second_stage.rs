@@ -108,6 +108,8 @@ struct Faults {
 enum Meaning {
     Table(PhysAddr, Rights),
     Page(Leaf),
+    /// Nothing that it controls is translated, whatever is asked for.
+    Nothing(Blocked),
 }
 
 /// Walks the second stage.
@@ -176,10 +178,11 @@ pub(super) fn translate<H: Host + ?Sized, C: StructureCache + ?Sized>(
                     cache.insert(Stage::Second, address, at);
                 }
             }
-            Err(fault) => {
+            Ok((_, Meaning::Nothing(fault))) => {
                 cache.missing(address, page_bits(at.level), fault);
                 return Err(fault);
             }
+            Err(fault) => return Err(fault),
         }
     }
 }
@@ -195,19 +198,19 @@ fn judge(
     output: Output,
 ) -> Result<(u64, Meaning), Blocked> {
     let goal = lookup.goal;
-    let fault = |reason| Err(blocked(reason, root.recorded));
+    let nothing = |reason| Ok((0, Meaning::Nothing(blocked(reason, root.recorded))));
     // LGN.2 and LGN.3 count what is not there as what is not permitted; SSS.2 does not.
-    let nothing = match root.mode {
+    let absent = match root.mode {
         Mode::Legacy => goal.lacks_all().reason(root.mode),
         Mode::Scalable => 0x79,
     };
     let own = root.permissions.of(entry);
     if own.is_empty() {
-        return fault(nothing);
+        return nothing(absent);
     }
     let is_page = is_page(config, at.level, entry);
     if entry & reserved(config, root.permissions, at.level, is_page) != 0 {
-        return fault(root.faults().reserved);
+        return nothing(root.faults().reserved);
     }
     let rights = at.rights & (own | Rights::USER | Rights::UPDATE);
     let accessed = if root.keeps_dirty { ACCESSED } else { 0 };
@@ -216,10 +219,10 @@ fn judge(
     }
     let prot = Prot::from_bits_truncate(u32::from((rights & (Rights::READ | Rights::WRITE)).bits()));
     if prot.is_empty() {
-        return fault(nothing);
+        return nothing(absent);
     }
     if let Some(lack) = goal.lacks(config, prot) {
-        return fault(lack.reason(root.mode));
+        return Err(blocked(lack.reason(root.mode), root.recorded));
     }
     let bits = page_bits(at.level);
     let leaf = Leaf {

@@ -100,8 +100,8 @@ pub trait StructureCache {
     fn insert(&mut self, stage: Stage, address: u64, structure: Structure);
 
     /// The walk for `address` ended at a second-stage entry that controls the naturally aligned block
-    /// of `1 << block_bits` bytes and translates none of them. A unit in caching mode may keep that
-    /// (6.2.5.5).
+    /// of `1 << block_bits` bytes and translates none of them, for any request. A unit in caching mode
+    /// may keep that (6.2.5.5). In legacy mode the reason depends on the request: LGN.2 or LGN.3.
     fn missing(&mut self, address: u64, block_bits: u8, blocked: Blocked) {
         let _ = (address, block_bits, blocked);
     }

@@ -5,7 +5,7 @@ use super::{Everything, reason, suppressed, unit};
 use crate::addr::PhysAddr;
 use crate::arch::vtd::device::walk::{
     Dirty, Goal, Leaf, Lookup, Mode, NoStructureCache, PermissionBits, Rights, SecondStageRoot, Stage, Structure,
-    second_stage,
+    StructureCache, second_stage,
 };
 use crate::arch::vtd::device::{Blocked, DeviceConfig, Privilege, Recorded, RequestAccess, Snoop};
 use crate::arch::vtd::layout::{AddressWidth, Cap, Ecap};
@@ -373,17 +373,29 @@ fn structures_are_cached() {
     assert_eq!(find(&mut cache, READ).unwrap().phys, PhysAddr::new(0x5000));
     assert_eq!(memory.take_reads(), 1);
     assert_eq!(reason(find(&mut cache, WRITE)), 0x05);
-    assert!(cache.missing.iter().all(|missing| *missing == (ADDRESS >> 12, 12, 0x05)));
     // What cannot be of this table is not used.
     let mut odd = Everything::default();
-    odd.insert_any(kept(3, 0x1_1000, Rights::all()));
+    odd.insert(Stage::Second, ADDRESS, kept(3, 0x1_1000, Rights::all()));
     assert_eq!(reason(find(&mut odd, READ)), 0x06);
     assert_eq!(odd.missing, [(ADDRESS >> 30, 30, 0x06)]);
 }
 
-impl Everything {
-    fn insert_any(&mut self, structure: Structure) {
-        use crate::arch::vtd::device::walk::StructureCache;
-        self.insert(Stage::Second, ADDRESS, structure);
-    }
+#[test]
+fn what_is_missing_for_everybody() {
+    let config = plain();
+    let missing = |root, at: u64, word: u64, goal| {
+        let mut cache = Everything::default();
+        let memory = Memory::new(&TABLES);
+        memory.put(at, word);
+        let _ = second_stage(&memory, &config, root, &lookup(ADDRESS, goal), &mut cache);
+        cache.missing
+    };
+    assert_eq!(missing(&LEGACY, PML4E, 0, READ), [(ADDRESS >> 39, 39, 0x06)]);
+    assert_eq!(missing(&LEGACY, PDPE, 0, WRITE), [(ADDRESS >> 30, 30, 0x05)]);
+    assert_eq!(missing(&SCALABLE, PDE, 0, WRITE), [(ADDRESS >> 21, 21, 0x79)]);
+    assert_eq!(missing(&SCALABLE, PTE, 1 << 62 | 1, WRITE), [(ADDRESS >> 12, 12, 0x7a)]);
+    // Other requests may pass there, or other parts of the page.
+    assert_eq!(missing(&LEGACY, PTE, 0xabcd_e001, WRITE), []);
+    assert_eq!(missing(&SCALABLE, PTE, 0xabcd_e002, READ), []);
+    assert_eq!(missing(&LEGACY, PDE, 0xfee0_0083, Goal::Translation(RequestAccess::Read)), []);
 }
