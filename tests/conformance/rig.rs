@@ -5,7 +5,9 @@ use std::sync::Arc;
 use iommu::arch::vtd;
 use iommu::device::Trust;
 use iommu::ops::InterruptKind;
-use iommu::{Access, Device, Domain, Error, FaultRecord, Group, Iommu, Iova, IovaRange, PhysAddr, Policy, Prot};
+use iommu::{
+    Access, Device, Domain, Error, FaultKind, FaultRecord, Group, Iommu, Iova, IovaRange, PhysAddr, Policy, Prot,
+};
 use iommu_harness::runner::TestError;
 use iommu_harness::{Buffer, DmaDevice, Machine, MachinePlatform};
 
@@ -113,6 +115,13 @@ impl<'m> Rig<'m> {
         let fault = fault.unwrap_or_else(|| panic!("no {wanted} fault at {page} in {faults:?}"));
         assert_eq!(fault.source, engine.requester());
         *fault
+    }
+
+    /// Asserts that a record says that the device has no domain.
+    #[track_caller]
+    pub(crate) fn assert_no_domain(&self, fault: &FaultRecord) {
+        let quirk = self.machine.quirks().is_some_and(|quirks| fault.reason == quirks.vtd_absent_pasid_reason);
+        assert!(fault.kind == FaultKind::Blocked || quirk, "{fault}");
     }
 
     /// Asserts that `name` can write a buffer at `iova` and read it back: the data arrives in both

@@ -11,7 +11,7 @@ use std::time::Duration;
 use iommu::arch::vtd::driver::{Queue, QueueConfig, UnitRegisters};
 use iommu::arch::vtd::layout::Descriptor;
 use iommu::arch::vtd::layout::descriptors::{ContextScope, DeviceRange, Drain, IotlbScope, Request, WaitFlags};
-use iommu::arch::vtd::layout::registers::{FaultStatus, Global, PMEN_EPM, offset};
+use iommu::arch::vtd::layout::registers::{FaultStatus, Global, PMEN_EPM, TableMode, offset};
 use iommu::platform::{Hosted, Instant, Platform, Registers};
 use iommu::{PhysAddr, PhysRange, Result};
 
@@ -200,8 +200,8 @@ impl Registers for Access {
             offset::RTADDR => hardware.root,
             0x60 => u64::from(hardware.protected) << 32,
             0x30 => u64::from(hardware.faults) << 32,
-            offset::IQH => u64::from(hardware.head << 4),
-            offset::IQT => u64::from(hardware.tail << 4),
+            offset::IQH => u64::from(hardware.head << hardware.slot_shift()),
+            offset::IQT => u64::from(hardware.tail << hardware.slot_shift()),
             offset::IQA => hardware.queue_address,
             offset::IQERCD => hardware.error,
             _ => 0,
@@ -216,7 +216,7 @@ impl Registers for Access {
             offset::FSTS => hardware.faults &= !(value & 0x71),
             offset::PMEN => hardware.protected = value & PMEN_EPM | value >> 31,
             offset::IQT => {
-                hardware.tail = value >> 4;
+                hardware.tail = value >> hardware.slot_shift();
                 hardware.run();
             }
             _ => {}
@@ -261,8 +261,16 @@ impl Hardware {
         self.run();
     }
 
+    fn has_wide_descriptors(&self) -> bool {
+        self.queue_address & 1 << 11 != 0
+    }
+
+    fn slot_shift(&self) -> u32 {
+        if self.has_wide_descriptors() { 5 } else { 4 }
+    }
+
     fn entries(&self) -> u32 {
-        256 << (self.queue_address & 7)
+        4096 >> self.slot_shift() << (self.queue_address & 7)
     }
 
     fn word(&self, address: u64) -> &'static AtomicU64 {
@@ -274,9 +282,12 @@ impl Hardware {
     }
 
     fn descriptor(&self, slot: u32) -> Descriptor {
-        let address = (self.queue_address & !0xfff) + u64::from(slot) * 16;
-        let words = [0, 8].map(|offset| self.word(address + offset).load(Ordering::Acquire));
-        Descriptor { words: [words[0], words[1], 0, 0] }
+        let address = (self.queue_address & !0xfff) + (u64::from(slot) << self.slot_shift());
+        let words = [0, 8, 16, 24].map(|offset| match offset {
+            16.. if !self.has_wide_descriptors() => 0,
+            _ => self.word(address + offset).load(Ordering::Acquire),
+        });
+        Descriptor { words }
     }
 
     fn may_fetch(&self) -> bool {
@@ -332,7 +343,13 @@ impl Hardware {
             return None;
         }
         let request = descriptor.decode()?;
+        // Table 26: which requests there are depends on the mode and on the width.
+        let scalable = TableMode::of_root_table_address(self.root) == Some(TableMode::Scalable);
+        let translating = self.status & Global::TE.bits() != 0;
         match request {
+            _ if scalable && translating && !self.has_wide_descriptors() => None,
+            Request::PasidCache(_) | Request::PasidIotlb(_) if !self.has_wide_descriptors() => None,
+            Request::PasidCache(_) | Request::PasidIotlb(_) if !scalable && translating => None,
             Request::Iotlb(IotlbScope::Domain(domain), _) if Some(domain.as_u16()) == self.refused => None,
             _ => Some(request),
         }
@@ -353,8 +370,9 @@ impl Hardware {
     }
 
     /// 6.5.2.12: a wait stands only for what is behind the previous wait, and without the fence flag
-    /// later descriptors may overtake it; nothing says in which order requests between two waits are
-    /// executed. Whatever may be late is late.
+    /// later descriptors may overtake it; of requests between two waits, context-cache requests are
+    /// completed before PASID-cache requests behind them, both before IOTLB requests, and these before
+    /// device-TLB requests. Whatever may be late is late.
     fn run_lazily(&mut self) {
         let mut late = Vec::new();
         let mut group = Vec::new();
@@ -378,7 +396,14 @@ impl Hardware {
 
     fn execute(&mut self, group: &[Descriptor]) {
         let (requests, wait) = group.split_at(group.len().saturating_sub(1));
-        for descriptor in requests.iter().rev().chain(wait) {
+        let mut requests: Vec<_> = requests.iter().rev().collect();
+        requests.sort_by_key(|descriptor| match descriptor.decode() {
+            Some(Request::Context(_)) => 0,
+            Some(Request::PasidCache(_)) => 1,
+            Some(Request::DeviceTlb { .. } | Request::PasidDeviceTlb { .. }) => 3,
+            _ => 2,
+        });
+        for descriptor in requests.into_iter().chain(wait) {
             match descriptor.decode().unwrap() {
                 Request::Wait { flags, address, data } => self.complete(flags, address, data),
                 _ => self.executed.push(*descriptor),

@@ -1,11 +1,12 @@
-//! Which descriptors drop a set of ranges (VT-d 6.5.2.3).
+//! Which descriptors drop a set of ranges (VT-d 6.5.2.3, 6.5.2.4).
 #![deny(clippy::arithmetic_side_effects)]
 
 use super::capabilities::Capabilities;
 use crate::addr::{Iova, IovaRange};
-use crate::arch::vtd::layout::descriptors::{Changed, Drain, IotlbScope, Request};
+use crate::arch::vtd::layout::descriptors::{Changed, Drain, IotlbScope, PasidIotlbScope, Request};
 use crate::arch::vtd::layout::{Cap, Descriptor, DomainId};
-use crate::iotlb::Depth;
+use crate::id::Pasid;
+use crate::iotlb::{CacheTag, Depth};
 
 /// Page-selective requests for one invalidation. More cost more than dropping the whole domain.
 pub(super) const MAX_PAGE_REQUESTS: usize = 8;
@@ -15,20 +16,51 @@ const BLOCKS_A_RANGE: usize = 4;
 
 const PAGE_BITS: u32 = 12;
 
-/// The IOTLB requests that drop `ranges` of a domain; everything of it when there is no range, or
-/// when that is cheaper.
+/// The IOTLB requests that drop `ranges` of what is cached under a tag; everything of it when there is
+/// no range, or when that is cheaper.
 pub(super) fn iotlb_requests(
     capabilities: &Capabilities,
-    domain: DomainId,
+    tag: CacheTag,
     ranges: &[IovaRange],
     depth: Depth,
 ) -> heapless::Vec<Descriptor, MAX_PAGE_REQUESTS> {
-    let drain = drain(capabilities);
+    let under = Under { domain: DomainId::new(tag.id as u16), pasid: tag.pasid, drain: drain(capabilities) };
     let max_mask = capabilities.cap.contains(Cap::PSI).then_some(capabilities.cap.max_address_mask());
     let selective = max_mask.filter(|_| !ranges.is_empty());
-    selective
-        .and_then(|max_mask| page_requests(domain, ranges, depth, max_mask, drain))
-        .unwrap_or_else(|| whole_domain(domain, drain))
+    selective.and_then(|max_mask| page_requests(under, ranges, depth, max_mask)).unwrap_or_else(|| {
+        // One always fits.
+        heapless::Vec::from_iter([under.all().encode()])
+    })
+}
+
+/// What is cached by domain, for a second-stage table, or by domain and PASID, for a first-stage table.
+#[derive(Clone, Copy)]
+struct Under {
+    domain: DomainId,
+    pasid: Option<Pasid>,
+    /// Requests by PASID drain always (6.5.2.4).
+    drain: Drain,
+}
+
+impl Under {
+    fn all(self) -> Request {
+        let domain = self.domain;
+        match self.pasid {
+            None => Request::Iotlb(IotlbScope::Domain(domain), self.drain),
+            Some(pasid) => Request::PasidIotlb(PasidIotlbScope::Pasid { domain, pasid: pasid.as_u32() }),
+        }
+    }
+
+    fn pages(self, address: Iova, mask: u8, changed: Changed) -> Request {
+        let domain = self.domain;
+        match self.pasid {
+            None => Request::Iotlb(IotlbScope::Pages { domain, address, mask, changed }, self.drain),
+            Some(pasid) => {
+                let pasid = pasid.as_u32();
+                Request::PasidIotlb(PasidIotlbScope::Pages { domain, pasid, address, mask, changed })
+            }
+        }
+    }
 }
 
 /// Which requests in flight an invalidation waits for: all that the unit can drain (VT-d 6.5.4).
@@ -38,20 +70,12 @@ pub(super) fn drain(capabilities: &Capabilities) -> Drain {
     reads | writes
 }
 
-fn whole_domain(domain: DomainId, drain: Drain) -> heapless::Vec<Descriptor, MAX_PAGE_REQUESTS> {
-    let mut requests = heapless::Vec::new();
-    // One always fits.
-    let _ = requests.push(Request::Iotlb(IotlbScope::Domain(domain), drain).encode());
-    requests
-}
-
 /// `None` when it takes too many requests, or one larger than the unit has.
 fn page_requests(
-    domain: DomainId,
+    under: Under,
     ranges: &[IovaRange],
     depth: Depth,
     max_mask: u8,
-    drain: Drain,
 ) -> Option<heapless::Vec<Descriptor, MAX_PAGE_REQUESTS>> {
     let changed = match depth {
         Depth::Leaves => Changed::Leaves,
@@ -60,8 +84,7 @@ fn page_requests(
     let mut requests = heapless::Vec::new();
     for range in ranges {
         for (address, mask) in blocks(*range, max_mask)? {
-            let scope = IotlbScope::Pages { domain, address, mask, changed };
-            requests.push(Request::Iotlb(scope, drain).encode()).ok()?;
+            requests.push(under.pages(address, mask, changed).encode()).ok()?;
         }
     }
     Some(requests)

@@ -1,4 +1,4 @@
-//! The driver half: programs VT-d units, in legacy mode.
+//! The driver half: programs VT-d units, in scalable mode where they have it, else in legacy mode.
 //!
 //! | file | what it holds |
 //! |---|---|
@@ -10,26 +10,33 @@
 //! | `slot` | one entry of such a table, never seen torn |
 //! | `context` | root and context tables of both modes |
 //! | `pasid` | PASID directories and tables, how their entries change |
-//! | `unit` | who goes through which domain, in which order |
+//! | `unit` | who goes through which domain |
+//! | `domains` | what the domains of a unit can be |
+//! | `translation` | what an entry says, whichever mode it is for |
+//! | `legacy`, `scalable` | how an entry changes, in either mode |
+//! | `orders` | what is invalidated after which change |
 //! | `ops` | the unit as the core sees it |
 //! | `faults` | the fault recording registers |
 //! | `firmware` | the DMAR table, kept for devices that come later |
 
 pub mod capabilities;
 mod context;
+mod domains;
 pub mod faults;
 mod firmware;
 mod invalidation;
+mod legacy;
 mod ops;
-// The unit does not use all of it yet.
-#[allow(dead_code, unused_imports)]
+mod orders;
 mod pasid;
 pub mod queue;
 pub mod registers;
+mod scalable;
 mod site;
 mod slot;
 #[cfg(all(test, not(loom)))]
 mod testing;
+mod translation;
 mod two_level;
 mod unit;
 
@@ -74,6 +81,43 @@ use crate::platform::Platform;
 /// # }
 /// ```
 pub fn init<P: Platform>(iommu: &Iommu<P>, dmar: &[u8]) -> Result<()> {
+    init_with(iommu, dmar, VtdOptions::default())
+}
+
+/// Which mode of the tables (VT-d 3.4) a kernel wants.
+///
+/// ```
+/// use iommu::arch::vtd::driver::ModeWish;
+/// assert_eq!(ModeWish::default(), ModeWish::Best);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ModeWish {
+    /// Scalable mode on units that have it and translate in it (ECAP.SMTS, and SSTS or FSTS); legacy
+    /// mode on others.
+    #[default]
+    Best,
+    /// Legacy mode on every unit.
+    Legacy,
+}
+
+/// How units are taken over.
+///
+/// ```
+/// use iommu::arch::vtd::driver::{ModeWish, VtdOptions};
+/// let cautious = VtdOptions { mode: ModeWish::Legacy, ..VtdOptions::default() };
+/// assert_ne!(cautious.mode, VtdOptions::default().mode);
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VtdOptions {
+    /// The mode of the tables.
+    pub mode: ModeWish,
+}
+
+/// As [`init`], with choices.
+///
+/// # Errors
+/// As [`init`].
+pub fn init_with<P: Platform>(iommu: &Iommu<P>, dmar: &[u8], options: VtdOptions) -> Result<()> {
     let table = Dmar::parse(dmar)?;
     let platform = iommu.platform();
     let tables = Slab::new(platform.clone())?;
@@ -82,7 +126,8 @@ pub fn init<P: Platform>(iommu: &Iommu<P>, dmar: &[u8]) -> Result<()> {
     let mut found = Err(Error::NoDevice);
     for drhd in table.units() {
         let base = drhd.registers.start();
-        let unit = match units.insert_with(|_| VtdUnit::new(platform.clone(), base, drhd.segment, firmware.clone())) {
+        let made = units.insert_with(|_| VtdUnit::new(platform.clone(), base, drhd.segment, firmware.clone(), options));
+        let unit = match made {
             Ok(unit) => unit,
             // Firmware lists it, but has switched it off.
             Err(Error::NoDevice) => continue,

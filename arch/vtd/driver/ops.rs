@@ -4,22 +4,19 @@ use core::any::Any;
 
 use super::firmware::secondary_bus;
 use super::invalidation::iotlb_requests;
+use super::translation::RID_PASID;
 use super::unit::VtdUnit;
 use super::{queue, site};
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::arch::vtd::dmar::DmarFlags;
-use crate::arch::vtd::layout::descriptors::{ContextScope, IotlbScope};
-use crate::arch::vtd::layout::{self, DomainId};
+use crate::arch::vtd::layout::{self, Cap};
 use crate::device::{DeviceId, DeviceInfo};
 use crate::domain::{Domain, DomainKind};
 use crate::error::{BusyReason, Error, Result, UnsupportedReason};
 use crate::fault::{Access, DrainedFaults, FaultKind, FaultRecord, FaultsLeft};
-use crate::frames::Ref;
 use crate::id::SourceId;
-use crate::iotlb::{Invalidation, Ticket};
-use crate::ops::{
-    Capability, Coverage, DomainOps, DomainSpec, InterruptKind, IommuOps, Msi, Requester, Stage, Unit, UnitTraits,
-};
+use crate::iotlb::{CacheTag, Invalidation, Ticket};
+use crate::ops::{Capability, Coverage, DomainSpec, InterruptKind, IommuOps, Msi, Requester, Stage, Unit, UnitTraits};
 use crate::pci::PciConfig;
 use crate::platform::Platform;
 use crate::prot::Prot;
@@ -56,15 +53,15 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
     }
 
     fn traits(&self, stage: Stage) -> Option<UnitTraits> {
-        (stage == Stage::Second).then(|| self.unit_traits())
+        self.stage_traits(stage)
     }
 
     fn windows(&self, stage: Stage) -> Windows {
-        if stage == Stage::Second { self.unit_windows() } else { Windows::none() }
+        self.stage_windows(stage)
     }
 
     fn default_stage(&self) -> Stage {
-        Stage::Second
+        self.usual_stage()
     }
 
     fn reserved_regions(&self, device: &DeviceInfo, pci: &dyn PciConfig, regions: &mut ReservedRegions) -> Result<()> {
@@ -89,14 +86,13 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
                 let opt_in = DmarFlags::DMA_CTRL_PLATFORM_OPT_IN_FLAG;
                 self.firmware.dmar().is_ok_and(|dmar| dmar.flags().contains(opt_in))
             }
-            // Not said by the second stage of legacy mode, or not offered by this driver.
+            // Not offered by this driver.
             _ => false,
         }
     }
 
     fn domain_alloc_paging(&self, spec: &DomainSpec) -> Result<Domain> {
-        let domain = self.new_domain(DomainKind::Paging, spec)?;
-        Ok(Domain::new(Ref::map(domain, |domain| domain as &dyn DomainOps)))
+        self.new_domain(DomainKind::Paging, spec)
     }
 
     fn attach(&self, unit: &Unit, requester: &Requester, domain: &Domain, old: &Domain) -> Result<()> {
@@ -112,10 +108,13 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         }
     }
 
+    fn refresh(&self, _unit: &Unit, tag: CacheTag, domain: &Domain) -> Result<()> {
+        self.refresh_entries(tag, domain)
+    }
+
     fn invalidate(&self, invalidation: &Invalidation<'_>) -> Result<Ticket> {
         // Requests flush write buffers themselves (VT-d 6.8).
-        let domain = DomainId::new(invalidation.tag.id as u16);
-        let requests = iotlb_requests(self.capabilities(), domain, invalidation.ranges, invalidation.depth);
+        let requests = iotlb_requests(self.capabilities(), invalidation.tag, invalidation.ranges, invalidation.depth);
         let submitted = self.queue.submit(&self.registers, &requests);
         match self.fence_with_queue(submitted) {
             Ok(ticket) => Ok(Ticket(ticket.sequence)),
@@ -203,12 +202,16 @@ impl<P: Platform> VtdUnit<P> {
         // VT-d 11.4.5: the root table first; what was cached under the old one goes before the new
         // one is relied on.
         self.flush_write_buffer(site::ROOT_TABLE_WRITE_BUFFER)?;
-        // The mode may only change while translation is off; a previous kernel may have left another.
-        if self.registers.is_translating()? && !self.registers.is_in_mode(self.tables.mode()) {
+        let (own_flush, mode) = (self.capabilities().cap.contains(Cap::ESRTPS), self.mode());
+        // Without ESRTPS the mode may only change while translation is off (6.6); a previous kernel may
+        // have left another. Abort-dma mode is one more mode, so that it cannot bridge the gap.
+        if !own_flush && self.registers.is_translating()? && !self.registers.is_in_mode(mode) {
             self.registers.disable_translation()?;
         }
-        self.registers.set_root_table(self.tables.root(), self.tables.mode())?;
-        self.flush(&site::TABLES_FLUSH, ContextScope::Global, IotlbScope::Global)
+        self.registers.set_root_table(self.tables.root(), mode)?;
+        // With ESRTPS the unit has dropped everything by itself. That drains nothing: what is
+        // quarantined is not let go before a request has.
+        if own_flush && !self.has_quarantined() { Ok(()) } else { self.forget_everything() }
     }
 
     /// Translation off, interrupt masked, queue off.
@@ -229,7 +232,8 @@ impl<P: Platform> VtdUnit<P> {
         FaultRecord {
             unit: self.base,
             source: SourceId::pci(self.segment, record.source),
-            pasid: record.pasid,
+            // Requests without PASID may be recorded with the one that translates them.
+            pasid: record.pasid.filter(|pasid| *pasid != RID_PASID),
             iova: (!interrupt).then_some(Iova::new(record.address)),
             access: match record.access {
                 _ if interrupt => Access::Interrupt,
@@ -244,17 +248,18 @@ impl<P: Platform> VtdUnit<P> {
     }
 }
 
-/// Groups the reasons of VT-d 7.1.3 (Table 28).
+/// Groups the reasons of VT-d 7.1.3 (Table 30).
 fn kind_of(reason: layout::FaultReason) -> FaultKind {
     match reason.0 {
         _ if reason.is_interrupt() => FaultKind::Interrupt,
-        // Root or context entry not present.
-        0x1 | 0x2 => FaultKind::Blocked,
-        0x4 => FaultKind::AddressSize,
-        0x5 | 0x6 => FaultKind::Translation,
-        0x3 | 0x7..=0xc => FaultKind::Configuration,
-        // Requests of a kind, or to a place, that is never translated.
-        0xd | 0xe => FaultKind::Request,
+        // An entry on the way to the domain is not present; abort-dma mode.
+        0x1 | 0x2 | 0x33 | 0x39 | 0x41 | 0x51 | 0x59 => FaultKind::Blocked,
+        0x4 | 0x80 | 0x83 | 0x84 => FaultKind::AddressSize,
+        0x5 | 0x6 | 0x71 | 0x76 | 0x77 | 0x79 | 0x81 | 0x82 | 0x85 | 0x86 | 0xa3..=0xa5 => FaultKind::Translation,
+        // Requests of a kind, or to a place, that is never translated, or not for this device.
+        0xd | 0xe | 0x31 | 0x32 | 0x34 | 0x44..=0x49 | 0x5c | 0x5d | 0x60 | 0x87 | 0x89 => FaultKind::Request,
+        // Tables that cannot be read or are malformed.
+        0x3 | 0x7..=0xc | 0x30 | 0x38..=0x5b | 0x70..=0x7d | 0x90 | 0x91 | 0xa0..=0xa2 => FaultKind::Configuration,
         _ => FaultKind::Other,
     }
 }

@@ -5,20 +5,6 @@
 use crate::sync::Site;
 use crate::sync::site::sites;
 
-/// The sites of a request that is waited for.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct RequestSite {
-    pub(super) request: Site,
-    pub(super) wait: Site,
-}
-
-/// The sites of an invalidation of the context cache and, then, of the IOTLB (VT-d 6.5.3.3).
-#[derive(Clone, Copy, Debug)]
-pub(super) struct FlushSites {
-    pub(super) context: RequestSite,
-    pub(super) iotlb: RequestSite,
-}
-
 /// The sites of a table that is made, and of the entry that then leads to it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TableSites {
@@ -78,24 +64,6 @@ pub(super) const PASID: SlotSites = SlotSites {
     clear_clean: PASID_CLEAR_CLEAN,
 };
 
-/// Of an entry that was present.
-pub(super) const WITHDRAW_FLUSH: FlushSites = FlushSites {
-    context: RequestSite { request: WITHDRAW_CONTEXT, wait: WITHDRAW_CONTEXT_WAIT },
-    iotlb: RequestSite { request: WITHDRAW_IOTLB, wait: WITHDRAW_IOTLB_WAIT },
-};
-
-/// Of an entry that was absent, in caching mode.
-pub(super) const ABSENT_FLUSH: FlushSites = FlushSites {
-    context: RequestSite { request: ABSENT_CONTEXT, wait: ABSENT_CONTEXT_WAIT },
-    iotlb: RequestSite { request: ABSENT_IOTLB, wait: ABSENT_IOTLB_WAIT },
-};
-
-/// Of everything, when the unit is given its tables.
-pub(super) const TABLES_FLUSH: FlushSites = FlushSites {
-    context: RequestSite { request: TABLES_CONTEXT, wait: TABLES_CONTEXT_WAIT },
-    iotlb: RequestSite { request: TABLES_IOTLB, wait: TABLES_IOTLB_WAIT },
-};
-
 sites! {
     // Tables.
     ROOT_TABLE_CLEAN = "VT-d: clean of a new root table";
@@ -124,21 +92,31 @@ sites! {
     PASID_STEP_CLEAN = "VT-d: clean of a PASID entry that changes, before the next store";
 
     // Invalidations.
-    WITHDRAW_CONTEXT = "VT-d: context cache, of an entry made absent";
-    WITHDRAW_CONTEXT_WAIT = "VT-d: wait for the context cache, of an entry made absent";
-    WITHDRAW_IOTLB = "VT-d: IOTLB, of an entry made absent";
-    WITHDRAW_IOTLB_WAIT = "VT-d: wait for the IOTLB, of an entry made absent";
-    ABSENT_CONTEXT = "VT-d: context cache, of an entry made present";
-    ABSENT_CONTEXT_WAIT = "VT-d: wait for the context cache, of an entry made present";
-    ABSENT_IOTLB = "VT-d: IOTLB, of an entry made present";
-    ABSENT_IOTLB_WAIT = "VT-d: wait for the IOTLB, of an entry made present";
+    WITHDRAW_CONTEXT = "VT-d: context cache, of a context entry made absent";
+    WITHDRAW_IOTLB = "VT-d: IOTLB, of a context entry made absent";
+    WITHDRAW_WAIT = "VT-d: wait for the caches, of a context entry made absent";
+    ABSENT_CONTEXT = "VT-d: context cache, of a context entry made present";
+    ABSENT_IOTLB = "VT-d: IOTLB, of a context entry made present";
+    ABSENT_WAIT = "VT-d: wait for the caches, of a context entry made present";
+    PASID_ENTRY_CONTEXT = "VT-d: context cache, of a PASID entry that was pass-through";
+    PASID_ENTRY_CACHE = "VT-d: PASID cache, of a PASID entry changed or made absent";
+    PASID_ENTRY_IOTLB = "VT-d: IOTLB, of a PASID entry changed or made absent";
+    PASID_ENTRY_WAIT = "VT-d: wait for the caches, of a PASID entry changed or made absent";
+    FEATURES_CACHE = "VT-d: PASID cache, of bits of a PASID entry";
+    FEATURES_IOTLB = "VT-d: IOTLB, of bits of a PASID entry";
+    FEATURES_WAIT = "VT-d: wait for the caches, of bits of a PASID entry";
+    ABSENT_PASID_CONTEXT = "VT-d: context cache, of a PASID entry made present";
+    ABSENT_PASID_CACHE = "VT-d: PASID cache, as absent, of a PASID entry made present";
+    ABSENT_PASID_CACHE_NEW = "VT-d: PASID cache, as it is now, of a PASID entry made present";
+    ABSENT_PASID_IOTLB = "VT-d: IOTLB, of a PASID entry made present";
+    ABSENT_PASID_WAIT = "VT-d: wait for the caches, of a PASID entry made present";
     TABLES_CONTEXT = "VT-d: context cache, all of it, under a new root table";
-    TABLES_CONTEXT_WAIT = "VT-d: wait for the context cache under a new root table";
+    TABLES_PASID = "VT-d: PASID cache, all of it, under a new root table";
     TABLES_IOTLB = "VT-d: IOTLB, all of it, under a new root table";
-    TABLES_IOTLB_WAIT = "VT-d: wait for the IOTLB under a new root table";
+    TABLES_WAIT = "VT-d: wait for the caches under a new root table";
 
     // Write buffers.
-    PRESENT_WRITE_BUFFER = "VT-d: write-buffer flush of a context entry made present";
+    PRESENT_WRITE_BUFFER = "VT-d: write-buffer flush of an entry made present";
     ROOT_TABLE_WRITE_BUFFER = "VT-d: write-buffer flush of everything, before the root table is told";
 
     // Commands.

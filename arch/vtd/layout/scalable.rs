@@ -330,6 +330,12 @@ impl PasidEntry {
         self.with(Self::SSADE, 0)
     }
 
+    /// The same entry, without PGSNP and SSADE: what domains switch on and off.
+    pub const fn without_features(self) -> Self {
+        let [low, second, third, fourth, fifth, sixth, seventh, eighth] = self.words;
+        Self { words: [low & !Self::SSADE, second & !Self::PGSNP, third, fourth, fifth, sixth, seventh, eighth] }
+    }
+
     /// The same entry, not present: P cleared, the rest kept. The first step of a removal.
     pub const fn not_present(self) -> Self {
         let [low, second, third, fourth, fifth, sixth, seventh, eighth] = self.words;

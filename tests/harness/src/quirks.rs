@@ -68,6 +68,8 @@ pub struct QemuQuirks {
     /// Whether PASID-cache and PASID-based IOTLB invalidations are accepted and ignored. Other versions
     /// do what they say, and refuse them on a unit without scalable mode.
     pub vtd_ignores_pasid_invalidations: bool,
+    /// The reason that is recorded where the PASID entry is absent: 0x59, says the specification.
+    pub vtd_absent_pasid_reason: u32,
 }
 
 impl QemuQuirks {
@@ -82,6 +84,11 @@ impl QemuQuirks {
             vtd_wait_with_both_is_fatal: version < QemuVersion::new(10, 2, 50),
             vtd_fault_pasid_is_garbage: true,
             vtd_ignores_pasid_invalidations: before_10,
+            vtd_absent_pasid_reason: match version {
+                _ if before_10 => 0x58,
+                _ if version < QemuVersion::new(10, 2, 50) => 0x5b,
+                _ => 0x59,
+            },
         }
     }
 }
