@@ -22,6 +22,18 @@ pub enum Width {
     Quad,
 }
 
+impl Width {
+    /// What an access of this width reads where there is nothing.
+    pub(crate) fn ones(self) -> u64 {
+        match self {
+            Self::Byte => 0xff,
+            Self::Word => 0xffff,
+            Self::Long => 0xffff_ffff,
+            Self::Quad => u64::MAX,
+        }
+    }
+}
+
 /// The accesses of a machine's processor. Every kind of machine implements this; the rest of the
 /// harness stands on it.
 pub trait Bus: Send + Sync + 'static {
@@ -49,6 +61,16 @@ pub trait Bus: Send + Sync + 'static {
     /// # Errors
     /// That the machine is gone.
     fn config_write32(&self, function: PciAddress, offset: u16, value: u32) -> Result<()>;
+
+    /// The processor waits for something: the machine gets time to do it.
+    fn spin(&self) {
+        std::hint::spin_loop();
+    }
+
+    /// The processor writes the cache lines of the `bytes` bytes at `start` back to memory.
+    fn clean(&self, start: PhysAddr, bytes: usize) {
+        let _ = (start, bytes);
+    }
 }
 
 /// Registers of a machine, as a driver's platform maps them.

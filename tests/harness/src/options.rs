@@ -107,6 +107,8 @@ pub struct Node {
     pub(crate) name: String,
     pub(crate) place: Option<(u8, u8)>,
     pub(crate) kind: NodeKind,
+    /// The queue depth of its Address Translation Services.
+    pub(crate) ats: Option<u8>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -128,19 +130,26 @@ impl Node {
 
     /// An engine called `name`.
     pub fn engine(engine: Engine, name: &str) -> Self {
-        Self { name: name.to_owned(), place: None, kind: NodeKind::Engine(engine) }
+        Self { name: name.to_owned(), place: None, kind: NodeKind::Engine(engine), ats: None }
     }
 
     /// A bridge called `name`, with `children` on its secondary bus.
     pub fn bridge(bridge: Bridge, name: &str, children: impl IntoIterator<Item = Self>) -> Self {
         let kind = NodeKind::Bridge(bridge, children.into_iter().collect());
-        Self { name: name.to_owned(), place: None, kind }
+        Self { name: name.to_owned(), place: None, kind, ats: None }
     }
 
     /// Puts it at this device and function number of its bus. Otherwise it gets the next free device
     /// number: from 1, or 0 behind a root port.
     pub fn at(mut self, device: u8, function: u8) -> Self {
         self.place = Some((device, function));
+        self
+    }
+
+    /// Gives an engine Address Translation Services, with room for this many invalidations (1 to 32), and
+    /// a [`DeviceTlb`](crate::DeviceTlb). Only the model can: no engine of QEMU has any.
+    pub fn ats(mut self, queue_depth: u8) -> Self {
+        self.ats = Some(queue_depth);
         self
     }
 
@@ -217,6 +226,17 @@ impl X86Options {
     pub fn arguments<'a>(mut self, arguments: impl IntoIterator<Item = &'a str>) -> Self {
         self.extra.extend(arguments.into_iter().map(str::to_owned));
         self
+    }
+
+    /// The name of a device with Address Translation Services.
+    pub(crate) fn any_ats(&self) -> Option<&str> {
+        fn first(nodes: &[Node]) -> Option<&str> {
+            nodes.iter().find_map(|node| match &node.kind {
+                NodeKind::Engine(_) => node.ats.map(|_| node.name.as_str()),
+                NodeKind::Bridge(_, children) => first(children),
+            })
+        }
+        first(&self.topology)
     }
 
     /// Whether a device needs the machine's clock to run: edu's transfers take 100 ms of it.

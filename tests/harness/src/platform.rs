@@ -108,9 +108,9 @@ unsafe impl Platform for MachinePlatform {
 
     fn clean(&self, start: NonNull<u8>, bytes: usize) {
         Hosted::clean(start, bytes);
-        if let Some(memory) = self.observed()
-            && let Some(phys) = self.guest_ram().phys_of(start)
-        {
+        let Some(phys) = self.guest_ram().phys_of(start) else { return };
+        self.shared.bus.clean(phys, bytes);
+        if let Some(memory) = self.observed() {
             memory.clean(phys, bytes as u64);
         }
     }
@@ -130,6 +130,10 @@ unsafe impl Platform for MachinePlatform {
         static START: OnceLock<time::Instant> = OnceLock::new();
         let elapsed = START.get_or_init(time::Instant::now).elapsed();
         Instant::from_nanos(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn spin_hint(&self) {
+        self.shared.bus.spin();
     }
 
     fn processor_id(&self) -> usize {

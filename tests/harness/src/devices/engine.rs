@@ -8,6 +8,7 @@ use iommu::{Iova, PciAddress, PhysAddr, SourceId};
 use super::{Access, DmaDevice, DmaOutcome, NOT_READ, Workspace};
 use crate::error::{Error, Result};
 use crate::frames::FramePool;
+use crate::model::DeviceTlb;
 use crate::ram::GuestRam;
 
 /// The order of a workspace, in frames.
@@ -39,6 +40,11 @@ pub trait CopyEngine: Send + 'static {
     /// # Errors
     /// What a lost machine gives.
     fn poke(&mut self, ram: &GuestRam, workspace: &Workspace, iova: Iova, access: Access) -> Result<DmaOutcome>;
+
+    /// See [`DmaDevice::device_tlb`].
+    fn device_tlb(&self) -> Option<Arc<DeviceTlb>> {
+        None
+    }
 }
 
 /// A PCI function with an engine.
@@ -195,6 +201,10 @@ impl<E: CopyEngine> DmaDevice for PciEngine<E> {
             }
         }
         Ok(read)
+    }
+
+    fn device_tlb(&self) -> Option<Arc<DeviceTlb>> {
+        self.lock().engine.device_tlb()
     }
 }
 

@@ -25,13 +25,13 @@ const SCRIPT_INTERRUPT: u64 = 1 << 2;
 const SOFT_RESET: u64 = 1 << 6;
 
 /// Instruction: move the number of bytes in the low 24 bits from the first operand to the second.
-const MEMORY_MOVE: u32 = 0xc000_0000;
+pub(crate) const MEMORY_MOVE: u32 = 0xc000_0000;
 /// Instruction: store 4 bytes of SCRATCH A at the operand.
-const STORE_SCRATCH: u32 = 0xe000_0004 | (SCRATCH_A as u32) << 16;
+pub(crate) const STORE_SCRATCH: u32 = 0xe000_0004 | (SCRATCH_A as u32) << 16;
 /// Instruction: load 4 bytes at the operand into SCRATCH A.
-const LOAD_SCRATCH: u32 = 0xe100_0004 | (SCRATCH_A as u32) << 16;
+pub(crate) const LOAD_SCRATCH: u32 = 0xe100_0004 | (SCRATCH_A as u32) << 16;
 /// Instruction, with one operand: interrupt, which ends the script.
-const INTERRUPT: u32 = 0x9808_0000;
+pub(crate) const INTERRUPT: u32 = 0x9808_0000;
 
 /// The LSI 53C895A. It fetches a script from its workspace and does what it says before the register
 /// write that started it returns.

@@ -14,6 +14,7 @@ mod engine;
 pub(crate) mod lsi;
 
 use std::fmt;
+use std::sync::Arc;
 
 use iommu::{Iova, PciAddress, PhysAddr, SourceId};
 
@@ -22,6 +23,7 @@ pub use engine::{CopyEngine, PciEngine};
 pub use lsi::Lsi;
 
 use crate::error::Result;
+use crate::model::DeviceTlb;
 
 /// What [`DmaDevice::poke`] writes, in the order of its bytes in memory.
 pub const POKE: [u8; 4] = *b"POKE";
@@ -113,4 +115,9 @@ pub trait DmaDevice: Send + Sync + fmt::Debug {
     /// # Errors
     /// See the trait.
     fn dma_read(&self, iova: Iova, bytes: usize) -> Result<Vec<u8>>;
+
+    /// Its device-TLB, if the options gave it one ([`Node::ats`](crate::Node::ats)).
+    fn device_tlb(&self) -> Option<Arc<DeviceTlb>> {
+        None
+    }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::options::{Bridge, Engine, Node, NodeKind, X86Options};
+use crate::x86::place;
 
 /// QEMU's arguments for `options`, with the files in `directory`.
 pub(super) fn arguments(options: &X86Options, directory: &Path) -> Vec<String> {
@@ -32,25 +33,6 @@ pub(super) fn arguments(options: &X86Options, directory: &Path) -> Vec<String> {
     line.pair("-qtest-log", "/dev/null");
     line.0.extend(options.extra.iter().cloned());
     line.0
-}
-
-/// Device and function number of each node on a bus: what it asked for, or the next device that is
-/// free.
-pub(super) fn place(nodes: &[Node], parent: Option<Bridge>) -> Vec<(u8, u8)> {
-    // A root port has one slot; others may keep theirs for a hot-plug controller.
-    let mut next = if parent == Some(Bridge::RootPort) { 0 } else { 1 };
-    let mut places = Vec::new();
-    for node in nodes {
-        let place = node.place.unwrap_or_else(|| {
-            while nodes.iter().any(|other| other.place.is_some_and(|(device, _)| device == next)) {
-                next += 1;
-            }
-            next += 1;
-            (next - 1, 0)
-        });
-        places.push(place);
-    }
-    places
 }
 
 struct Line(Vec<String>);
@@ -85,15 +67,8 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
-    use super::{arguments, place};
+    use super::arguments;
     use crate::options::{Bridge, Node, VtdOptions, X86Options};
-
-    #[test]
-    fn devices_get_the_numbers_that_are_free() {
-        let nodes = [Node::edu("a"), Node::edu("b").at(1, 0), Node::edu("c").at(1, 2), Node::lsi("d")];
-        assert_eq!(place(&nodes, None), [(2, 0), (1, 0), (1, 2), (3, 0)]);
-        assert_eq!(place(&nodes[..1], Some(Bridge::RootPort)), [(0, 0)]);
-    }
 
     #[test]
     fn the_unit_comes_before_what_it_translates_for() {

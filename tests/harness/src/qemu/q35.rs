@@ -8,10 +8,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use iommu::platform::FRAME_BYTES;
-use iommu::{PciAddress, PhysAddr, PhysRange, SourceId};
+use iommu::{PciAddress, PhysAddr, SourceId};
 
-use super::command::{arguments, place};
+use super::command::arguments;
 use super::process::{Binary, Process, Target, TempDir};
 use super::qtest::Qtest;
 use crate::bus::{Bus, Width};
@@ -20,22 +19,15 @@ use crate::error::{Error, Result};
 use crate::firmware::AcpiTables;
 use crate::frames::FramePool;
 use crate::machine::Machine;
-use crate::options::{Bridge, Engine, Node, NodeKind, X86Options};
+use crate::options::{Engine, NodeKind, X86Options};
 use crate::pci::{self, PciConfigSpace, PciFunction};
 use crate::platform::MachinePlatform;
 use crate::quirks::{QemuQuirks, QemuVersion};
 use crate::ram::GuestRam;
+use crate::x86::{BAR_ADDRESSES, VTD_BASE, locate, ram_ranges, split};
 
-/// Where the VT-d unit of this machine always is.
-const VTD_BASE: PhysAddr = PhysAddr::new(0xfed9_0000);
 /// Configuration space of all buses in memory.
 const ECAM_BASE: u64 = 0xb000_0000;
-/// Addresses for BARs: from above ECAM to below the IOAPIC.
-const BAR_ADDRESSES: std::ops::Range<u64> = 0xc000_0000..0xfe80_0000;
-/// Memory below is left alone: firmware's, and at 0xa0000 the VGA hole.
-const RAM_START: u64 = 1 << 20;
-/// With this much RAM or more, what is above 2 GiB is moved to 4 GiB.
-const RAM_SPLIT: u64 = 0xb000_0000;
 /// How long a cold start may take; usual are 50 ms.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -62,6 +54,9 @@ impl QemuX86 {
     /// # Errors
     /// [`Error::Unavailable`] when there is no QEMU for x86 here; anything else is a failure.
     pub fn start(options: &X86Options) -> Result<Self> {
+        if let Some(name) = options.any_ats() {
+            return Err(Error::Pci(format!("{name}: no engine of QEMU has ATS")));
+        }
         let binary = Binary::find(Target::X86_64)?;
         let quirks = QemuQuirks::of(binary.version());
         let ranges = ram_ranges(options.ram_bytes)?;
@@ -82,17 +77,14 @@ impl QemuX86 {
         let (for_tests, for_driver) = split(ranges[0])?;
         let buffers = Arc::new(FramePool::new(ram.clone(), for_tests));
         let platform = MachinePlatform::new(shared.clone(), FramePool::new(ram, for_driver));
-        let mut builder = Builder {
-            bus: shared,
-            config: &config,
-            functions: &functions,
-            buffers: &buffers,
-            quirks,
-            devices: Vec::new(),
-            names: Vec::new(),
-        };
-        builder.nodes(&options.topology, None, None)?;
-        let (devices, names) = (builder.devices, builder.names);
+        let builder = Builder { bus: shared, config: &config, buffers: &buffers, quirks };
+        let (mut devices, mut names) = (Vec::new(), Vec::new());
+        for found in locate(&options.topology, &functions)? {
+            names.push((found.node.name.clone(), found.function.address));
+            if let NodeKind::Engine(engine) = found.node.kind {
+                devices.push(builder.engine(engine, &found.node.name, found.function, found.requester)?);
+            }
+        }
         bus.qtest.announce_loss();
         let (version, has_vtd) = (binary.version(), options.vtd.is_some());
         Ok(Self { devices, names, functions, config, platform, buffers, bus, process, version, quirks, has_vtd })
@@ -212,47 +204,15 @@ impl Bus for Q35Bus {
     }
 }
 
-/// Finds the devices of the options among the functions of the machine.
+/// Makes the engines of the options.
 struct Builder<'a> {
     bus: Arc<dyn Bus>,
     config: &'a PciConfigSpace,
-    functions: &'a [PciFunction],
     buffers: &'a Arc<FramePool>,
     quirks: QemuQuirks,
-    devices: Vec<Arc<dyn DmaDevice>>,
-    names: Vec<(String, PciAddress)>,
 }
 
 impl Builder<'_> {
-    /// `parent` is the bridge that the nodes are behind, with its kind; `alias` who their requests
-    /// seem to come from, when not from themselves.
-    fn nodes(&mut self, nodes: &[Node], parent: Option<(&PciFunction, Bridge)>, alias: Option<u16>) -> Result<()> {
-        let bus = parent.and_then(|(function, _)| function.secondary).unwrap_or(0);
-        for (node, (device, function)) in nodes.iter().zip(place(nodes, parent.map(|(_, bridge)| bridge))) {
-            let address = PciAddress::new(0, bus, device, function);
-            let found = self.functions.iter().find(|found| Some(found.address) == address);
-            let found = found.ok_or_else(|| Error::Pci(format!("{} is not at {address:?}", node.name)))?;
-            self.names.push((node.name.clone(), found.address));
-            match &node.kind {
-                NodeKind::Bridge(bridge, children) => {
-                    // The bridge nearest to the root that aliases at all decides.
-                    let own = match bridge {
-                        Bridge::RootPort => None,
-                        Bridge::PcieToPci => found.secondary.map(|bus| u16::from(bus) << 8),
-                        Bridge::Conventional => Some(found.address.requester_id()),
-                    };
-                    self.nodes(children, Some((found, *bridge)), alias.or(own))?;
-                }
-                NodeKind::Engine(engine) => {
-                    let requester = SourceId::pci(0, alias.unwrap_or(found.address.requester_id()));
-                    let device = self.engine(*engine, &node.name, found, requester)?;
-                    self.devices.push(device);
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn engine(
         &self,
         engine: Engine,
@@ -277,30 +237,6 @@ impl Builder<'_> {
             }
         })
     }
-}
-
-/// Where this much RAM lies.
-fn ram_ranges(bytes: u64) -> Result<Vec<PhysRange>> {
-    let refused = || Error::OutOfRam { bytes };
-    if bytes < 64 << 20 || !bytes.is_multiple_of(2 << 20) {
-        return Err(refused());
-    }
-    let range = |start, bytes| PhysRange::from_len(PhysAddr::new(start), bytes).map_err(|_| refused());
-    let low = if bytes >= RAM_SPLIT { 2 << 30 } else { bytes };
-    let mut ranges = vec![range(0, low)?];
-    if bytes > low {
-        ranges.push(range(4 << 30, bytes - low)?);
-    }
-    Ok(ranges)
-}
-
-/// Divides low RAM: a quarter for tests, the rest for the driver.
-fn split(low: PhysRange) -> Result<(PhysRange, PhysRange)> {
-    let middle = PhysAddr::new(low.last().as_u64() / 4).align_down(2 << 20);
-    let before = PhysAddr::new(middle.as_u64() - 1);
-    let ranges = PhysRange::new(PhysAddr::new(RAM_START), before)
-        .and_then(|tests| Ok((tests, PhysRange::new(middle, low.last())?)));
-    ranges.map_err(|_| Error::OutOfRam { bytes: FRAME_BYTES })
 }
 
 fn ram_file(directory: &TempDir, bytes: u64) -> Result<File> {

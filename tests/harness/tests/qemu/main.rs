@@ -1,6 +1,7 @@
 //! The harness itself on QEMU: everything that tests of drivers stand on, without a driver.
 
-mod faults;
+#[path = "../common/mod.rs"]
+mod common;
 
 use std::env;
 use std::io::{BufRead, BufReader};
@@ -9,14 +10,12 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use iommu::PhysAddr;
 use iommu::platform::{Platform, Registers};
-use iommu::{Iova, PciAddress, PhysAddr};
-use iommu_harness::devices::POKE;
-use iommu_harness::options::Bridge;
 use iommu_harness::runner::TestError;
-use iommu_harness::{
-    Access, DmaOutcome, Error, Machine, Node, QemuVersion, QemuX86, Suite, TestResult, VtdOptions, X86Options,
-};
+use iommu_harness::{Error, Machine, QemuVersion, QemuX86, Suite, TestResult, VtdOptions, X86Options};
+
+use self::common::vtd;
 
 /// Set in a copy of this program that starts a machine, tells its process id, and waits to be killed.
 const VICTIM: &str = "IOMMU_HARNESS_VICTIM";
@@ -26,145 +25,13 @@ fn main() {
         victim();
     }
     let mut suite = Suite::from_arguments();
-    suite.test("lsi_copies", lsi_copies);
-    suite.test("lsi_without_its_script_does_nothing", lsi_without_its_script_does_nothing);
-    suite.test("edu_moves_both_ways", || moves_both_ways(X86Options::new().edu("device")));
-    suite.test("lsi_moves_both_ways", || moves_both_ways(X86Options::new().lsi("device")));
-    suite.test("edu_moves_both_ways_behind_a_unit", || moves_both_ways(vtd().edu("device")));
-    suite.test("limits_of_devices_are_errors", limits_of_devices_are_errors);
-    suite.test("bridges_are_numbered_and_forward", bridges_are_numbered_and_forward);
-    suite.test("functions_of_one_device", functions_of_one_device);
-    suite.test("the_dmar_is_whole", the_dmar_is_whole);
+    common::add(&mut suite, |options| Ok(Box::new(QemuX86::start(options)?)));
+    common::add_translated(&mut suite, |options| Ok(Box::new(QemuX86::start(options)?)));
     suite.test("vtd_registers_are_as_documented", vtd_registers_are_as_documented);
-    suite.test("ram_above_4_gib", ram_above_4_gib);
-    suite.test("two_machines_at_once", two_machines_at_once);
     suite.test("a_dropped_machine_is_dead", a_dropped_machine_is_dead);
     suite.test("a_killed_program_takes_its_machine_along", a_killed_program_takes_its_machine_along);
-    suite.test("requesters_are_as_told", faults::requesters_are_as_told);
-    suite.test("workspaces_move", faults::workspaces_move);
     suite.test("a_qemu_that_refuses_to_start_tells_why", a_qemu_that_refuses_to_start_tells_why);
     suite.run()
-}
-
-fn vtd() -> X86Options {
-    X86Options::new().vtd(VtdOptions::default())
-}
-
-fn pattern(bytes: usize) -> Vec<u8> {
-    (0..bytes).map(|index| (index % 251) as u8 + 1).collect()
-}
-
-fn done(outcome: DmaOutcome) -> TestResult {
-    if outcome == DmaOutcome::Done { Ok(()) } else { Err(TestError::failed(format!("{outcome:?}"))) }
-}
-
-fn lsi_copies() -> TestResult {
-    let machine = QemuX86::start(&X86Options::new().lsi("lsi0"))?;
-    let (from, to) = (machine.buffer(8192)?, machine.buffer(8192)?);
-    from.write(0, &pattern(8192));
-    let odd = Iova::new(to.iova().as_u64() + 3);
-    done(machine.device("lsi0").copy(from.iova(), odd, 5001)?)?;
-    assert_eq!(to.read(3, 5001), pattern(8192)[..5001]);
-    assert_eq!((to.read(0, 3), to.read(5004, 4)), (vec![0; 3], vec![0; 4]), "nothing but what was asked for");
-    Ok(())
-}
-
-fn lsi_without_its_script_does_nothing() -> TestResult {
-    let machine = QemuX86::start(&X86Options::new().lsi("lsi0"))?;
-    let lsi = machine.device("lsi0");
-    let buffer = machine.buffer(4096)?;
-    let home = lsi.workspace().iova;
-    // No memory there: what is read is zeros, or whatever open addresses give.
-    lsi.place_workspace(Iova::new(0x9000_0000));
-    assert_eq!(lsi.dma_write(buffer.iova(), &[1; 16])?, DmaOutcome::NoScript);
-    assert_eq!(lsi.poke(buffer.iova(), Access::Write)?, DmaOutcome::NoScript);
-    assert!(buffer.is_filled(0));
-    lsi.place_workspace(home);
-    done(lsi.dma_write(buffer.iova(), &[1; 16])?)?;
-    assert_eq!(buffer.read(0, 16), [1; 16], "it works again afterwards");
-    Ok(())
-}
-
-fn moves_both_ways(options: X86Options) -> TestResult {
-    let machine = QemuX86::start(&options)?;
-    let device = machine.device("device");
-    let buffer = machine.buffer(16384)?;
-    let data = pattern(5000);
-    let odd = Iova::new(buffer.iova().as_u64() + 5);
-    done(device.dma_write(odd, &data)?)?;
-    assert_eq!(buffer.read(5, data.len()), data);
-    assert_eq!(device.dma_read(odd, data.len())?, data);
-    done(device.copy(odd, Iova::new(buffer.iova().as_u64() + 8192), 4096)?)?;
-    assert_eq!(buffer.read(8192, 4096), data[..4096]);
-    buffer.fill(0);
-    done(device.poke(buffer.iova(), Access::Write)?)?;
-    done(device.poke(buffer.iova(), Access::Read)?)?;
-    assert_eq!(buffer.read(0, 8), [&POKE[..], &[0; 4]].concat());
-    Ok(())
-}
-
-fn limits_of_devices_are_errors() -> TestResult {
-    let machine = QemuX86::start(&X86Options::new().lsi("lsi0"))?;
-    let lsi = machine.device("lsi0");
-    let (last, beyond) = (Iova::new(0xffff_fffd), Iova::new(1 << 32));
-    for result in [lsi.dma_write(last, &[0; 4]), lsi.poke(beyond, Access::Read), lsi.poke(Iova::new(2), Access::Read)] {
-        assert!(matches!(result, Err(Error::Transfer { .. })), "{result:?}");
-    }
-    Ok(())
-}
-
-fn bridges_are_numbered_and_forward() -> TestResult {
-    let children = [Node::edu("alias-edu"), Node::lsi("alias-lsi")];
-    let machine = QemuX86::start(
-        &vtd()
-            .node(Node::bridge(Bridge::RootPort, "port", [Node::edu("express")]))
-            .node(Node::bridge(Bridge::PcieToPci, "pci", children))
-            .node(Node::bridge(Bridge::Conventional, "old", [Node::lsi("conventional")]))
-            .node(Node::bridge(
-                Bridge::RootPort,
-                "outer",
-                [Node::bridge(Bridge::PcieToPci, "inner", [Node::lsi("deep")])],
-            )),
-    )?;
-    let at = |bus, device| PciAddress::new(0, bus, device, 0);
-    let expected = [
-        ("express", at(1, 0), at(1, 0)),
-        ("alias-edu", at(2, 1), at(2, 0)),
-        ("alias-lsi", at(2, 2), at(2, 0)),
-        ("conventional", at(3, 1), at(0, 3)),
-        ("deep", at(5, 1), at(5, 0)),
-    ];
-    for (name, address, requester) in expected {
-        let device = machine.device(name);
-        assert_eq!((Some(device.address()), device.requester().pci_address()), (address, requester), "{name}");
-        let buffer = machine.buffer(4096)?;
-        done(device.dma_write(buffer.iova(), &pattern(100))?)?;
-        assert_eq!(buffer.read(0, 100), pattern(100), "{name}");
-    }
-    assert_eq!(Some(machine.address_of("inner")), at(4, 0));
-    Ok(())
-}
-
-fn functions_of_one_device() -> TestResult {
-    let machine = QemuX86::start(&X86Options::new().node(Node::lsi("a").at(4, 0)).node(Node::lsi("b").at(4, 3)))?;
-    assert_eq!(machine.device("b").address(), machine.device("a").address().with_function(3));
-    let buffer = machine.buffer(64)?;
-    done(machine.device("b").dma_write(buffer.iova(), b"function")?)?;
-    assert_eq!(buffer.read(0, 8), b"function");
-    Ok(())
-}
-
-fn the_dmar_is_whole() -> TestResult {
-    let machine = QemuX86::start(&vtd().lsi("lsi0"))?;
-    let dmar = machine.acpi_table(b"DMAR")?;
-    assert_eq!(&dmar[..4], b"DMAR");
-    assert_eq!(dmar[4..8], (dmar.len() as u32).to_le_bytes());
-    assert_eq!(dmar.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0, "the checksum is right");
-    // The first structure is the unit (type 0); its register base stands at offset 8.
-    assert_eq!(dmar[48..50], [0, 0]);
-    assert_eq!(Some(dmar[56..64].to_vec()), machine.iommu_base().map(|base| base.as_u64().to_le_bytes().to_vec()));
-    assert!(matches!(machine.acpi_table(b"ABCD"), Err(Error::Firmware(_))));
-    Ok(())
 }
 
 fn vtd_registers_are_as_documented() -> TestResult {
@@ -197,30 +64,6 @@ fn vtd_registers_are_as_documented() -> TestResult {
         assert_eq!(registers.read64(8), u64::from(registers.read32(8)) | u64::from(registers.read32(12)) << 32);
         assert_eq!(registers.read32(0x230), u32::MAX, "beyond the end");
     }
-    Ok(())
-}
-
-fn ram_above_4_gib() -> TestResult {
-    let machine = QemuX86::start(&X86Options::new().ram_bytes(4 << 30).edu("edu0"))?;
-    let high = PhysAddr::new((4 << 30) + 0x1234_5000);
-    done(machine.device("edu0").dma_write(Iova::new(high.as_u64()), b"high memory")?)?;
-    let mut read = [0; 11];
-    machine.ram().read(high, &mut read);
-    assert_eq!(&read, b"high memory");
-    let mut ranges = Vec::new();
-    machine.platform().ram(&mut |range| ranges.push((range.start().as_u64(), range.last().as_u64())));
-    assert_eq!(ranges, [(0, 0x7fff_ffff), (0x1_0000_0000, 0x1_7fff_ffff)]);
-    Ok(())
-}
-
-fn two_machines_at_once() -> TestResult {
-    let start = || QemuX86::start(&X86Options::new().lsi("lsi0"));
-    let (first, second) = (start()?, start()?);
-    let buffers = (first.buffer(4096)?, second.buffer(4096)?);
-    assert_eq!(buffers.0.phys(), buffers.1.phys(), "the same place in two memories");
-    done(first.device("lsi0").dma_write(buffers.0.iova(), &[1; 64])?)?;
-    done(second.device("lsi0").dma_write(buffers.1.iova(), &[2; 64])?)?;
-    assert_eq!((buffers.0.read(0, 64), buffers.1.read(0, 64)), (vec![1; 64], vec![2; 64]));
     Ok(())
 }
 

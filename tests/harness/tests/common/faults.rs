@@ -6,9 +6,9 @@ use iommu::{Iova, PhysAddr};
 use iommu_harness::bus::BusRegisters;
 use iommu_harness::options::Bridge;
 use iommu_harness::runner::TestError;
-use iommu_harness::{Access, DmaOutcome, Machine, Node, QemuX86, TestResult};
+use iommu_harness::{Access, DmaOutcome, Machine, Node, TestResult};
 
-use crate::{pattern, vtd};
+use super::{Start, pattern, vtd};
 
 /// Registers and bits (VT-d 4.1, chapter 11).
 const GCMD: usize = 0x18;
@@ -35,7 +35,7 @@ struct Record {
 struct Unit(BusRegisters);
 
 impl Unit {
-    fn start(machine: &QemuX86, root: PhysAddr) -> Result<Self, TestError> {
+    fn start(machine: &dyn Machine, root: PhysAddr) -> Result<Self, TestError> {
         let base = machine.iommu_base().ok_or(TestError::failed("no unit"))?;
         let unit = Self(machine.platform().map_registers(base, 0x230)?);
         unit.0.write64(RTADDR, root.as_u64());
@@ -60,8 +60,8 @@ impl Unit {
 }
 
 /// Every device is stopped, and is who the harness says it is, behind every kind of bridge.
-pub(crate) fn requesters_are_as_told() -> TestResult {
-    let machine = QemuX86::start(
+pub(crate) fn requesters_are_as_told(start: Start) -> TestResult {
+    let machine = start(
         &vtd()
             .edu("edu")
             .lsi("lsi")
@@ -76,7 +76,7 @@ pub(crate) fn requesters_are_as_told() -> TestResult {
     )?;
     let root = machine.buffer(4096)?;
     let target = machine.buffer(4096)?;
-    let unit = Unit::start(&machine, root.phys())?;
+    let unit = Unit::start(&*machine, root.phys())?;
     for device in machine.devices() {
         for access in [Access::Write, Access::Read] {
             let outcome = device.poke(target.iova(), access)?;
@@ -97,8 +97,8 @@ pub(crate) fn requesters_are_as_told() -> TestResult {
 }
 
 /// With a workspace that is mapped elsewhere, both engines do what is permitted and no more.
-pub(crate) fn workspaces_move() -> TestResult {
-    let machine = QemuX86::start(&vtd().edu("edu").lsi("lsi"))?;
+pub(crate) fn workspaces_move(start: Start) -> TestResult {
+    let machine = start(&vtd().edu("edu").lsi("lsi"))?;
     let [root, contexts, top, middle, leaves, target] = [(); 6].map(|()| machine.buffer(4096));
     let (root, contexts, top, middle, leaves, target) = (root?, contexts?, top?, middle?, leaves?, target?);
     // A table of three levels: 64 KiB of workspace from IOVA 0 on, a page to write to, one to read from.
@@ -115,7 +115,7 @@ pub(crate) fn workspaces_move() -> TestResult {
         // Width of three levels; a domain of its own, since only the workspaces differ.
         entry(&contexts, devfn * 2 + 1, 1 | devfn << 8);
     }
-    let unit = Unit::start(&machine, root.phys())?;
+    let unit = Unit::start(&*machine, root.phys())?;
     for device in machine.devices() {
         let space = device.workspace();
         for page in 0..space.bytes / 4096 {

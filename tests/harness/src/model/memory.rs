@@ -1,0 +1,159 @@
+//! Guest RAM as the processor, devices and the unit see it.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use iommu::PhysAddr;
+use iommu::arch::vtd::device::Snoop;
+
+use crate::error::Result;
+use crate::ram::GuestRam;
+
+/// Bytes of a line of the processor's caches.
+const LINE: u64 = 64;
+
+/// RAM and what lies behind the processor's caches.
+///
+/// Stores of the processor are in `ram` at once. Whoever does not snoop its caches sees `behind`
+/// instead, which follows when a line is cleaned. What was never cleaned reads as all ones there: no
+/// table survives that.
+pub(super) struct Memory {
+    ram: Arc<GuestRam>,
+    /// The complement of each byte, so that fresh memory reads as ones.
+    behind: Option<GuestRam>,
+}
+
+impl Memory {
+    /// RAM that everybody sees as it is.
+    pub(super) fn coherent(ram: Arc<GuestRam>) -> Self {
+        Self { ram, behind: None }
+    }
+
+    /// RAM behind caches that not everybody snoops.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io) when there is not enough address space.
+    pub(super) fn cached(ram: Arc<GuestRam>) -> Result<Self> {
+        let ranges: Vec<_> = ram.ranges().collect();
+        Ok(Self { ram, behind: Some(GuestRam::private(&ranges)?) })
+    }
+
+    /// A device reads; zeros where there is no RAM. Devices snoop.
+    pub(super) fn read(&self, phys: PhysAddr, into: &mut [u8]) {
+        match self.holds(phys, into.len()) {
+            true => self.ram.read(phys, into),
+            false => into.fill(0),
+        }
+    }
+
+    /// A device writes; lost where there is no RAM.
+    pub(super) fn write(&self, phys: PhysAddr, bytes: &[u8]) {
+        if self.holds(phys, bytes.len()) {
+            self.ram.write(phys, bytes);
+            self.write_behind(phys, bytes);
+        }
+    }
+
+    /// The processor writes the lines of these bytes back.
+    pub(super) fn clean(&self, start: PhysAddr, bytes: usize) {
+        if self.behind.is_none() {
+            return;
+        }
+        let first = start.as_u64() & !(LINE - 1);
+        let end = (start.as_u64() + bytes as u64).next_multiple_of(LINE);
+        for line in (first..end).step_by(LINE as usize).map(PhysAddr::new) {
+            if self.holds(line, LINE as usize) {
+                let mut now = [0; LINE as usize];
+                self.ram.read(line, &mut now);
+                self.write_behind(line, &now);
+            }
+        }
+    }
+
+    /// The unit reads an aligned quadword.
+    pub(super) fn load(&self, phys: PhysAddr, snoop: Snoop) -> Option<u64> {
+        match (&self.behind, snoop) {
+            (Some(behind), Snoop::No) => Some(!quadword(behind, phys)?.load(Ordering::SeqCst)),
+            _ => Some(quadword(&self.ram, phys)?.load(Ordering::SeqCst)),
+        }
+    }
+
+    /// The unit writes an aligned doubleword.
+    pub(super) fn store32(&self, phys: PhysAddr, value: u32) -> Option<()> {
+        let pointer = aligned(&self.ram, phys, 4)?;
+        // SAFETY: aligned, and mapped as long as the RAM is borrowed.
+        unsafe { AtomicU32::from_ptr(pointer.cast().as_ptr()) }.store(value, Ordering::SeqCst);
+        self.write_behind(phys, &value.to_le_bytes());
+        Some(())
+    }
+
+    /// The unit writes an aligned quadword.
+    pub(super) fn store64(&self, phys: PhysAddr, value: u64) -> Option<()> {
+        quadword(&self.ram, phys)?.store(value, Ordering::SeqCst);
+        self.write_behind(phys, &value.to_le_bytes());
+        Some(())
+    }
+
+    /// The unit exchanges an aligned quadword if it is as expected.
+    pub(super) fn compare_exchange(&self, phys: PhysAddr, current: u64, new: u64) -> Option<bool> {
+        let word = quadword(&self.ram, phys)?;
+        let done = word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        if done {
+            self.write_behind(phys, &new.to_le_bytes());
+        }
+        Some(done)
+    }
+
+    fn write_behind(&self, phys: PhysAddr, bytes: &[u8]) {
+        if let Some(behind) = &self.behind {
+            let complement: Vec<u8> = bytes.iter().map(|byte| !byte).collect();
+            behind.write(phys, &complement);
+        }
+    }
+
+    fn holds(&self, phys: PhysAddr, bytes: usize) -> bool {
+        let last = phys.checked_add((bytes as u64).saturating_sub(1));
+        // Nothing here passes a page, and RAM is made of whole pages.
+        self.ram.pointer(phys).is_some() && last.is_some_and(|last| self.ram.pointer(last).is_some())
+    }
+}
+
+fn aligned(ram: &GuestRam, phys: PhysAddr, bytes: u64) -> Option<NonNull<u8>> {
+    ram.pointer(phys).filter(|_| phys.is_aligned(bytes))
+}
+
+fn quadword(ram: &GuestRam, phys: PhysAddr) -> Option<&AtomicU64> {
+    let pointer = aligned(ram, phys, 8)?;
+    // SAFETY: aligned, and mapped as long as the RAM is borrowed; its pages are whole.
+    Some(unsafe { AtomicU64::from_ptr(pointer.cast().as_ptr()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use iommu::arch::vtd::device::Snoop;
+    use iommu::{PhysAddr, PhysRange};
+
+    use super::Memory;
+    use crate::ram::GuestRam;
+
+    #[test]
+    fn what_is_not_cleaned_is_not_seen_without_snooping() {
+        let range = PhysRange::from_len(PhysAddr::new(0), 0x2000).unwrap();
+        let ram = Arc::new(GuestRam::private(&[range]).unwrap());
+        let memory = Memory::cached(ram.clone()).unwrap();
+        let (word, other) = (PhysAddr::new(0x48), PhysAddr::new(0x80));
+        ram.write(word, &7u64.to_le_bytes());
+        ram.write(other, &8u64.to_le_bytes());
+        assert_eq!((memory.load(word, Snoop::Yes), memory.load(word, Snoop::No)), (Some(7), Some(u64::MAX)));
+        memory.clean(PhysAddr::new(0x78), 8);
+        assert_eq!((memory.load(word, Snoop::No), memory.load(other, Snoop::No)), (Some(7), Some(u64::MAX)));
+        assert_eq!(memory.compare_exchange(word, 6, 9), Some(false));
+        assert_eq!(memory.compare_exchange(word, 7, 9), Some(true));
+        assert_eq!(memory.load(word, Snoop::No), Some(9));
+        assert_eq!(memory.load(PhysAddr::new(0x2000), Snoop::Yes), None);
+        assert_eq!(memory.load(PhysAddr::new(0x44), Snoop::Yes), None, "not aligned");
+    }
+}

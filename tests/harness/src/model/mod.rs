@@ -1,0 +1,169 @@
+//! The *model*: a machine in this process, with no other program.
+
+// The unit is still to come.
+#![allow(dead_code)]
+
+mod config_space;
+mod device_tlb;
+mod dmar;
+mod engine;
+mod memory;
+mod options;
+mod system;
+
+use std::sync::Arc;
+
+use iommu::arch::vtd::layout::Ecap;
+use iommu::ops::Msi;
+use iommu::{PciAddress, PhysAddr, SourceId};
+
+use self::config_space::ConfigSpace;
+pub use self::device_tlb::DeviceTlb;
+use self::engine::{ModelEdu, ModelLsi, Port};
+use self::memory::Memory;
+pub use self::options::ModelOptions;
+use self::system::System;
+use crate::bus::Bus;
+use crate::devices::{DmaDevice, PciEngine};
+use crate::error::{Error, Result};
+use crate::frames::FramePool;
+use crate::machine::Machine;
+use crate::options::{Engine, Node, NodeKind, X86Options};
+use crate::pci::{self, PciConfigSpace, PciFunction};
+use crate::platform::MachinePlatform;
+use crate::quirks::QemuQuirks;
+use crate::ram::GuestRam;
+use crate::x86::{BAR_ADDRESSES, VTD_BASE, locate, ram_ranges, split};
+
+/// A machine in software. It is the same that [`QemuX86`](crate::QemuX86) makes of the same options,
+/// as far as a driver of the IOMMU can tell; what holds a part of it keeps that part alive.
+///
+/// ```
+/// use iommu_harness::{Machine, ModelX86, X86Options};
+/// let machine = ModelX86::start(&X86Options::new().edu("edu"))?;
+/// let (from, to) = (machine.buffer(4096)?, machine.buffer(4096)?);
+/// from.fill(0x5a);
+/// machine.device("edu").copy(from.iova(), to.iova(), 4096)?;
+/// assert!(to.is_filled(0x5a));
+/// # Ok::<(), iommu_harness::Error>(())
+/// ```
+pub struct ModelX86 {
+    devices: Vec<Arc<dyn DmaDevice>>,
+    names: Vec<(String, PciAddress)>,
+    functions: Vec<PciFunction>,
+    config: PciConfigSpace,
+    platform: MachinePlatform,
+    buffers: Arc<FramePool>,
+    system: Arc<System>,
+    dmar: Option<Vec<u8>>,
+}
+
+impl ModelX86 {
+    /// Starts a machine whose unit is able to do what QEMU's is.
+    ///
+    /// # Errors
+    /// Those of [`with`](Self::with).
+    pub fn start(options: &X86Options) -> Result<Self> {
+        Self::with(options, &ModelOptions::new())
+    }
+
+    /// Starts a machine.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRam`] for a size that is not possible, [`Error::Pci`] for more bridges than there
+    /// are buses.
+    pub fn with(options: &X86Options, model: &ModelOptions) -> Result<Self> {
+        let ranges = ram_ranges(options.ram_bytes)?;
+        let ram = Arc::new(GuestRam::private(&ranges)?);
+        let unit = options.vtd.as_ref().map(|vtd| model.config(vtd));
+        let memory = match &unit {
+            Some(unit) if !unit.ecap.contains(Ecap::C) => Memory::cached(ram.clone())?,
+            _ => Memory::coherent(ram.clone()),
+        };
+        let system = Arc::new(System::new(ConfigSpace::new(&options.topology), memory));
+        let bus: Arc<dyn Bus> = system.clone();
+        let config = PciConfigSpace::new(bus.clone());
+        let functions = pci::assign(&config, BAR_ADDRESSES)?;
+        let (for_tests, for_driver) = split(ranges[0])?;
+        let buffers = Arc::new(FramePool::new(ram.clone(), for_tests));
+        let platform = MachinePlatform::new(bus, FramePool::new(ram, for_driver));
+        let (mut devices, mut names) = (Vec::new(), Vec::new());
+        for found in locate(&options.topology, &functions)? {
+            names.push((found.node.name.clone(), found.function.address));
+            if let NodeKind::Engine(engine) = found.node.kind {
+                pci::enable(&config, found.function.address);
+                devices.push(start_engine(&system, &buffers, engine, found.node, found.function, found.requester)?);
+            }
+        }
+        let dmar = unit.map(|unit| dmar::dmar(&unit, VTD_BASE));
+        Ok(Self { devices, names, functions, config, platform, buffers, system, dmar })
+    }
+
+    /// Takes the interrupts that devices and the unit have sent.
+    pub fn take_interrupts(&self) -> Vec<Msi> {
+        std::mem::take(&mut *self.system.messages())
+    }
+}
+
+fn start_engine(
+    system: &Arc<System>,
+    buffers: &Arc<FramePool>,
+    engine: Engine,
+    node: &Node,
+    function: &PciFunction,
+    requester: SourceId,
+) -> Result<Arc<dyn DmaDevice>> {
+    let tlb = node.ats.map(|_| Arc::new(DeviceTlb::new()));
+    let port = Port { system: system.clone(), address: function.address, source: requester.id() as u16, tlb };
+    let (name, address, pool) = (&node.name, function.address, buffers.clone());
+    Ok(match engine {
+        Engine::Edu => Arc::new(PciEngine::new(name, address, requester, pool, |_, _| Ok(ModelEdu::new(port)))?),
+        Engine::Lsi => Arc::new(PciEngine::new(name, address, requester, pool, |_, _| Ok(ModelLsi::new(port)))?),
+    })
+}
+
+impl Machine for ModelX86 {
+    fn description(&self) -> String {
+        "a model of a q35".to_owned()
+    }
+
+    fn platform(&self) -> &MachinePlatform {
+        &self.platform
+    }
+
+    fn config(&self) -> &PciConfigSpace {
+        &self.config
+    }
+
+    fn functions(&self) -> &[PciFunction] {
+        &self.functions
+    }
+
+    fn devices(&self) -> &[Arc<dyn DmaDevice>] {
+        &self.devices
+    }
+
+    fn buffers(&self) -> &Arc<FramePool> {
+        &self.buffers
+    }
+
+    fn iommu_base(&self) -> Option<PhysAddr> {
+        self.dmar.as_ref().map(|_| VTD_BASE)
+    }
+
+    fn acpi_table(&self, signature: &[u8; 4]) -> Result<Vec<u8>> {
+        let dmar = self.dmar.clone().filter(|_| signature == b"DMAR");
+        dmar.ok_or(Error::Firmware("there is no such table"))
+    }
+
+    fn quirks(&self) -> Option<&QemuQuirks> {
+        None
+    }
+
+    fn address_of(&self, name: &str) -> PciAddress {
+        match self.names.iter().find(|(known, _)| known == name) {
+            Some((_, address)) => *address,
+            None => panic!("no function is called {name}"),
+        }
+    }
+}
