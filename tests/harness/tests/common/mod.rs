@@ -12,9 +12,11 @@ use iommu_harness::{Access, DmaOutcome, Error, Machine, Node, Suite, TestResult,
 /// Starts a machine of one kind.
 pub(crate) type Start = fn(&X86Options) -> Result<Box<dyn Machine>, Error>;
 
+type Test = fn(Start) -> TestResult;
+
 /// Adds the tests, for one kind of machine.
 pub(crate) fn add(suite: &mut Suite, start: Start) {
-    let tests: [(&str, fn(Start) -> TestResult); 8] = [
+    let tests: [(&str, Test); 8] = [
         ("lsi_copies", lsi_copies),
         ("lsi_without_its_script_does_nothing", lsi_without_its_script_does_nothing),
         ("limits_of_devices_are_errors", limits_of_devices_are_errors),
