@@ -1,7 +1,8 @@
 //! Coherency that is enforced: every request snoops, whatever the device asks for.
 
 use iommu::domain::{Domain, DomainOptions};
-use iommu::ops::{DomainFeatures, Stage, UnitTraits};
+use iommu::iotlb::{DeviceTlb, Last};
+use iommu::ops::{Ats, DomainFeatures, Stage, UnitTraits};
 use iommu::{BusyReason, Device, Error, IncompatibleReason, InvalidReason, Prot};
 
 use crate::fake::{Event, FirstPaging, TIMED_OUT, first_traits, traits};
@@ -136,12 +137,15 @@ fn a_unit_of_several_sources_is_told_once() {
     // Nor once more for the tag of a device's own cache.
     let paging: &FirstPaging = domain.ops().as_any().downcast_ref().unwrap();
     let unit = second.unit().unwrap();
-    let tag = paging.tags().acquire(unit, None, Some(source(2)), world.unit().ids()).unwrap();
+    let own = paging.tags().acquire(unit, None, world.unit().ids()).unwrap();
+    let tlb = DeviceTlb { source: source(2), pasid: None, ats: Ats { physical_function: 0, max_pending: 1 } };
+    let tag = paging.tags().acquire_device(unit, own, tlb).unwrap();
     world.unit().take_log();
     domain.enforce_cache_coherency().unwrap();
     let told = world.unit().take_log().iter().filter(|event| matches!(event, Event::Refresh(_))).count();
     assert_eq!(told, 1);
-    paging.tags().release(unit, tag).unwrap();
+    assert_eq!(paging.tags().release(unit, tag), Ok(Last::Yes));
+    assert_eq!(paging.tags().release(unit, own), Ok(Last::No));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::arch::vtd::layout::descriptors::{DevicePasids, DeviceRange};
 use crate::arch::vtd::layout::scalable::FirstStageLevels;
 use crate::arch::vtd::layout::{AddressWidth, Cap, Ecap};
 use crate::ops::Msi;
-use crate::pgtable::{self, Config, Format, PageSizes, PageTable, SecondStage, TableList, X86_64};
+use crate::pgtable::{Config, Format, PageSizes, PageTable, SecondStage, TableList, X86_64};
 use crate::platform::{Arena, Frame};
 use crate::prot::Prot;
 
@@ -86,9 +86,17 @@ fn blocks(random: &mut Random, prots: &[Prot]) -> vec::Vec<(u64, u64, u64, Prot)
     blocks
 }
 
+/// Whether every request snoops.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Coherency {
+    AsRequested,
+    Enforced,
+}
+
 /// Maps random blocks and compares each walk near them with what was mapped.
 fn compare<F: Format>(
     format: F,
+    coherency: Coherency,
     levels: u8,
     prots: &[Prot],
     walk: impl Fn(&Frames, PhysAddr, u64, Goal) -> Result<Leaf, Blocked>,
@@ -98,6 +106,9 @@ fn compare<F: Format>(
         let region = Box::leak(vec![Frame::ZERO; FRAMES].into_boxed_slice());
         let host = Frames { base: region.as_ptr() as u64 };
         let table = PageTable::new(Arena::new(region).unwrap(), format, Config::new::<F>(levels)).unwrap();
+        if coherency == Coherency::Enforced {
+            table.enforce_snoop().unwrap();
+        }
         let blocks = blocks(&mut random, prots);
         for &(start, bytes, phys, prot) in &blocks {
             let range = IovaRange::from_len(Iova::new(start), bytes).unwrap();
@@ -145,23 +156,28 @@ fn second_stages() {
     let config = unit(Cap::LARGE_2M | Cap::LARGE_1G | Cap::SAGAW_57, Ecap::SC);
     let config = crate::arch::vtd::device::DeviceConfig { host_address_bits: 52, ..config };
     for (levels, width) in [(4, AddressWidth::Bits48), (5, AddressWidth::Bits57)] {
-        for snoop in [pgtable::Snoop::AsRequested, pgtable::Snoop::Enforced] {
-            let format = SecondStage { snoop, ..SecondStage::default() };
-            compare(format, levels, &[Prot::READ, Prot::WRITE, Prot::RW], |host, table, address, goal| {
-                let root = SecondStageRoot {
-                    mode: Mode::Scalable,
-                    table,
-                    width,
-                    snoop: Snoop::Yes,
-                    permissions: PermissionBits::Shared,
-                    keeps_dirty: false,
-                    recorded: Recorded::Yes,
-                };
-                let lookup = Lookup { address, goal, privilege: Privilege::User };
-                let leaf = second_stage(host, &config, &root, &lookup, &mut NoStructureCache)?;
-                assert_eq!(leaf.enforces_snooping, snoop == pgtable::Snoop::Enforced);
-                Ok(leaf)
-            });
+        for coherency in [Coherency::AsRequested, Coherency::Enforced] {
+            compare(
+                SecondStage::default(),
+                coherency,
+                levels,
+                &[Prot::READ, Prot::WRITE, Prot::RW],
+                |host, table, address, goal| {
+                    let root = SecondStageRoot {
+                        mode: Mode::Scalable,
+                        table,
+                        width,
+                        snoop: Snoop::Yes,
+                        permissions: PermissionBits::Shared,
+                        keeps_dirty: false,
+                        recorded: Recorded::Yes,
+                    };
+                    let lookup = Lookup { address, goal, privilege: Privilege::User };
+                    let leaf = second_stage(host, &config, &root, &lookup, &mut NoStructureCache)?;
+                    assert_eq!(leaf.enforces_snooping, coherency == Coherency::Enforced);
+                    Ok(leaf)
+                },
+            );
         }
     }
 }
@@ -173,20 +189,26 @@ fn first_stages() {
     let config = unit(Cap::FS1GP | Cap::FS5LP, Ecap::FSTS);
     let config = crate::arch::vtd::device::DeviceConfig { host_address_bits: 52, ..config };
     for (levels, kind) in [(4, FirstStageLevels::Four), (5, FirstStageLevels::Five)] {
-        compare(X86_64::default(), levels, &[Prot::READ, Prot::RW], |host, table, address, goal| {
-            let root = FirstStageRoot {
-                table,
-                levels: kind,
-                snoop: Snoop::No,
-                protects_writes: false,
-                keeps_extended_accessed: false,
-                recorded: Recorded::Yes,
-            };
-            let lookup = Lookup { address, goal, privilege: Privilege::User };
-            let leaf = first_stage(host, &config, &root, None, &lookup, &mut NoStructureCache)?;
-            // Of a page that is not writable D is not set, and need not be.
-            let dirty = if leaf.prot.contains(Prot::WRITE) { leaf.dirty } else { Dirty::Settled };
-            Ok(Leaf { dirty, ..leaf })
-        });
+        compare(
+            X86_64::default(),
+            Coherency::AsRequested,
+            levels,
+            &[Prot::READ, Prot::RW],
+            |host, table, address, goal| {
+                let root = FirstStageRoot {
+                    table,
+                    levels: kind,
+                    snoop: Snoop::No,
+                    protects_writes: false,
+                    keeps_extended_accessed: false,
+                    recorded: Recorded::Yes,
+                };
+                let lookup = Lookup { address, goal, privilege: Privilege::User };
+                let leaf = first_stage(host, &config, &root, None, &lookup, &mut NoStructureCache)?;
+                // Of a page that is not writable D is not set, and need not be.
+                let dirty = if leaf.prot.contains(Prot::WRITE) { leaf.dirty } else { Dirty::Settled };
+                Ok(Leaf { dirty, ..leaf })
+            },
+        );
     }
 }
