@@ -9,7 +9,7 @@
 //! A reader that does not snoop sees memory: there, a version hides the older ones when its line was
 //! cleaned after it. Newer ones may have got there by themselves.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use super::adversary::Adversary;
 use super::{Reader, Writer};
@@ -26,6 +26,8 @@ pub(super) const STALE: u64 = u64::from_ne_bytes([POISON; 8]);
 #[derive(Clone, Copy, Debug)]
 struct Version {
     value: u64,
+    /// When it was stored.
+    step: u64,
     /// The first barrier after it, when there was one.
     barrier_after: Option<u64>,
     /// The last barrier before it.
@@ -35,8 +37,6 @@ struct Version {
     pair: Option<u64>,
     /// Nobody may come across it.
     is_stale: bool,
-    /// It was written back, as far as a write buffer.
-    is_buffered: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -100,10 +100,20 @@ impl Frame {
     fn word(&mut self, address: u64) -> &mut Word {
         let zeros = self.zeros;
         self.words.entry(address).or_insert_with(|| {
-            let stale = Version { value: STALE, barrier_after: None, is_stale: true, ..zeros };
+            let stale = Version { value: STALE, step: 0, barrier_after: None, is_stale: true, ..zeros };
             Word { versions: vec![stale, zeros], seen: 0, in_memory: 0 }
         })
     }
+}
+
+/// A version in a write buffer.
+#[derive(Clone, Copy, Debug)]
+struct Buffered {
+    /// When it was written back.
+    step: u64,
+    address: u64,
+    /// When it was stored.
+    stored: u64,
 }
 
 /// What a thread has stored since its last barrier.
@@ -120,8 +130,8 @@ pub(super) struct View {
     adversary: Adversary,
     frames: HashMap<u64, Frame>,
     writers: HashMap<Writer, Pending>,
-    /// What was written back and is still in write buffers, when there are such.
-    buffered: Option<Vec<u64>>,
+    /// What was written back and is still in write buffers, when there are such, oldest first.
+    buffered: Option<VecDeque<Buffered>>,
     step: u64,
     horizon: u64,
     reads: u64,
@@ -217,34 +227,46 @@ impl View {
     }
 
     pub(super) fn cleaned(&mut self, address: u64, bytes: u64) {
-        for at in (address & !(LINE - 1)..(address + bytes).next_multiple_of(LINE)).step_by(8) {
+        self.step += 1;
+        let step = self.step;
+        for address in (address & !(LINE - 1)..(address + bytes).next_multiple_of(LINE)).step_by(8) {
             let has_buffers = self.buffered.is_some();
-            let Some(word) = self.word(at) else { continue };
-            if !has_buffers {
+            let Some(word) = self.word(address) else { continue };
+            if has_buffers {
+                let stored = word.versions.last().map_or(0, |version| version.step);
+                self.buffered.get_or_insert_default().push_back(Buffered { step, address, stored });
+            } else {
                 word.in_memory = word.last();
-                continue;
             }
-            if let Some(version) = word.versions.last_mut() {
-                version.is_buffered = true;
-            }
-            self.buffered.get_or_insert_default().push(at);
         }
     }
 
-    /// What is written back stays in buffers from now on, until they are flushed.
+    /// What is written back stays in buffers from now on, until they are flushed. What a reader sees of
+    /// them shows that everything older has left them too.
     pub(super) fn hold_write_buffers(&mut self) {
         self.buffered.get_or_insert_default();
     }
 
     /// What was written back is in memory.
     pub(super) fn flushed_write_buffers(&mut self) {
-        for at in self.buffered.as_mut().map(std::mem::take).unwrap_or_default() {
-            if let Some(word) = self.word(at)
-                && let Some(index) = word.versions.iter().rposition(|version| version.is_buffered)
+        self.leave_buffers(self.step + 1);
+    }
+
+    /// What was written back before `step` is in memory.
+    fn leave_buffers(&mut self, step: u64) {
+        while let Some(buffered) = self.oldest_buffered(step) {
+            if let Some(word) = self.word(buffered.address)
+                && let Some(index) = word.versions.iter().position(|version| version.step >= buffered.stored)
             {
                 word.in_memory = word.in_memory.max(index);
             }
         }
+    }
+
+    fn oldest_buffered(&mut self, before: u64) -> Option<Buffered> {
+        let buffered = self.buffered.as_mut()?;
+        buffered.front().filter(|first| first.step < before)?;
+        buffered.pop_front()
     }
 
     /// The device is told something, by a store that follows all barriers so far.
@@ -287,12 +309,12 @@ impl View {
         let barrier_after = Some(0);
         let version = Version {
             value,
+            step: self.step,
             barrier_after,
             barrier_before: 0,
             writer: None,
             pair: None,
             is_stale: false,
-            is_buffered: false,
         };
         let is_free = self.frames.get(&(address & !(FRAME - 1))).is_some_and(|frame| frame.is_free);
         if is_free {
@@ -334,6 +356,9 @@ impl View {
             Reader::Snoops => word.seen = word.seen.max(index),
             Reader::ReadsMemory => word.in_memory = word.in_memory.max(index),
         }
+        if reader == Reader::ReadsMemory {
+            self.leave_buffers(version.step);
+        }
         if reader == Reader::Snoops {
             self.horizon = self.horizon.max(version.barrier_before);
             if let Some(pair) = version.pair
@@ -354,12 +379,12 @@ impl View {
         let barrier_before = self.writers.entry(writer).or_default().barrier;
         Version {
             value,
+            step: self.step,
             barrier_after: None,
             barrier_before,
             writer: Some(writer),
             pair,
             is_stale: false,
-            is_buffered: false,
         }
     }
 

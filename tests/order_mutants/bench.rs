@@ -1,0 +1,304 @@
+//! The machine under the driver: memory that a device sees late, a unit that acts when it likes, and
+//! requests of devices at the worst moments.
+
+use std::fmt::{self, Debug};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use iommu::arch::vtd::layout::{Cap, Ecap};
+use iommu::pci::PciConfig;
+use iommu::platform::{Hosted, Instant, Platform, Processor, Registers};
+use iommu::{PciAddress, PhysAddr, PhysRange, Result};
+use iommu_harness::observed::{Adversary, ObservedMemory};
+use iommu_harness::{FramePool, GuestRam};
+
+use crate::standin::StandIn;
+
+/// Registers of the unit.
+pub(crate) const BASE: u64 = 0xfed9_0000;
+/// RAM for the driver's tables.
+const TABLES: (u64, u64) = (0x100_0000, 0x200_0000);
+/// What polling once costs on the machine's clock.
+const TICK: Duration = Duration::from_millis(1);
+/// More than a unit does for one request.
+const SETTLED: usize = 10_000;
+
+/// How long the unit keeps what it may keep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Retention {
+    /// For ever.
+    Keep,
+    /// Not at all: what it sees is in memory.
+    Evict,
+}
+
+/// Whether the unit acts by itself while the driver works, or only when the driver waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Pace {
+    Eager,
+    Lazy,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    pub(crate) cap: Cap,
+    pub(crate) ecap: Ecap,
+    pub(crate) adversary: Adversary,
+    pub(crate) retention: Retention,
+    pub(crate) pace: Pace,
+    pub(crate) seed: u64,
+}
+
+/// The hardware under test's other end.
+pub(crate) trait Unit: Send + Sync {
+    fn read(&self, at: usize) -> u64;
+    fn write(&self, at: usize, value: u64);
+    /// Does one thing; `false` when there is nothing to do.
+    fn step(&self) -> bool;
+    /// Where a device's request goes, if it is let through.
+    fn translate(&self, source: u16, address: u64, write: bool) -> Option<u64>;
+    /// What the driver did that it must not.
+    fn complaints(&self) -> Vec<String>;
+    /// Devices that do not answer from now on.
+    fn set_deaf(&self, sources: &[u16]);
+}
+
+/// Why a run is held against the driver.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Convicted(pub(crate) String);
+
+impl From<iommu::Error> for Convicted {
+    fn from(error: iommu::Error) -> Self {
+        Self(format!("the driver failed: {error}"))
+    }
+}
+
+impl fmt::Display for Convicted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+pub(crate) type Verdict<T = ()> = std::result::Result<T, Convicted>;
+
+/// A request that devices send again and again, and where it may go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Watch {
+    source: u16,
+    address: u64,
+    write: bool,
+    allowed: Vec<Option<u64>>,
+}
+
+/// A machine. It is the driver's platform too.
+#[derive(Clone)]
+pub(crate) struct Bench(Arc<Inner>);
+
+struct Inner {
+    pool: FramePool,
+    memory: Arc<ObservedMemory>,
+    unit: Arc<dyn Unit>,
+    clock: AtomicU64,
+    shared: Arc<Shared>,
+    setup: Setup,
+}
+
+#[derive(Default)]
+struct Shared {
+    watches: Mutex<Vec<Watch>>,
+    convictions: Mutex<Vec<Convicted>>,
+}
+
+impl Bench {
+    pub(crate) fn new(setup: Setup) -> Self {
+        let range = PhysRange::from_len(PhysAddr::new(TABLES.0), TABLES.1 - TABLES.0).unwrap();
+        let ram = Arc::new(GuestRam::private(&[range]).unwrap());
+        let memory = ObservedMemory::new(ram.clone(), setup.adversary);
+        if setup.cap.contains(Cap::RWBF) {
+            memory.hold_write_buffers();
+        }
+        let unit: Arc<dyn Unit> = Arc::new(StandIn::new(memory.clone(), &setup));
+        let shared = Arc::new(Shared::default());
+        let (of_probe, asked) = (shared.clone(), unit.clone());
+        memory.set_probe(Some(Arc::new(move |_event| {
+            if setup.pace == Pace::Eager {
+                asked.step();
+            }
+            of_probe.ask(&*asked);
+        })));
+        let clock = AtomicU64::new(0);
+        Self(Arc::new(Inner { pool: FramePool::new(ram, range), memory, unit, clock, shared, setup }))
+    }
+
+    pub(crate) fn unit(&self) -> &dyn Unit {
+        &*self.0.unit
+    }
+
+    pub(crate) fn frames_in_use(&self) -> usize {
+        self.0.pool.in_use()
+    }
+
+    /// From now on, while the driver works, a request of `source` may go to these places only, `None`
+    /// for nowhere.
+    pub(crate) fn watch(&self, source: u16, address: u64, allowed: &[Option<u64>]) {
+        self.watch_access(source, address, false, allowed);
+    }
+
+    pub(crate) fn watch_access(&self, source: u16, address: u64, write: bool, allowed: &[Option<u64>]) {
+        let mut watches = lock(&self.0.shared.watches);
+        watches.retain(|watch| (watch.source, watch.address, watch.write) != (source, address, write));
+        watches.push(Watch { source, address, write, allowed: allowed.to_vec() });
+    }
+
+    /// The driver is done: from now on the request goes to `place`, whatever the unit still does.
+    pub(crate) fn settled(&self, source: u16, address: u64, place: Option<u64>) -> Verdict {
+        self.settled_access(source, address, false, place)
+    }
+
+    pub(crate) fn settled_access(&self, source: u16, address: u64, write: bool, place: Option<u64>) -> Verdict {
+        self.watch_access(source, address, write, &[place]);
+        // A device starts: everything that was ordered before is there.
+        self.0.memory.told();
+        self.0.shared.ask(self.unit());
+        for _step in 0..SETTLED {
+            if !self.unit().step() {
+                break;
+            }
+            self.0.shared.ask(self.unit());
+        }
+        self.verdict()
+    }
+
+    /// What is held against the driver so far.
+    pub(crate) fn verdict(&self) -> Verdict {
+        if let Some(first) = lock(&self.0.shared.convictions).first() {
+            return Err(first.clone());
+        }
+        let complaints = self.unit().complaints().into_iter().chain(self.0.memory.violations());
+        complaints.into_iter().next().map_or(Ok(()), |complaint| Err(Convicted(complaint)))
+    }
+
+    /// The machine is switched off.
+    pub(crate) fn finish(&self) {
+        self.0.memory.set_probe(None);
+    }
+
+    /// Requests stop.
+    pub(crate) fn watch_nothing(&self) {
+        lock(&self.0.shared.watches).clear();
+    }
+}
+
+impl Shared {
+    fn ask(&self, unit: &dyn Unit) {
+        let watches = lock(&self.watches).clone();
+        for Watch { source, address, write, allowed } in watches {
+            let place = unit.translate(source, address, write);
+            if !allowed.contains(&place) {
+                let what = if write { "write" } else { "read" };
+                let text =
+                    format!("a {what} of {source:#x} at {address:#x} goes to {place:x?}, not one of {allowed:x?}");
+                lock(&self.convictions).push(Convicted(text));
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The unit's registers.
+pub(crate) struct Access(Bench);
+
+impl Registers for Access {
+    fn read32(&self, offset: usize) -> u32 {
+        self.0.0.unit.read(offset) as u32
+    }
+
+    fn read64(&self, offset: usize) -> u64 {
+        self.0.0.unit.read(offset)
+    }
+
+    fn write32(&self, offset: usize, value: u32) {
+        self.write64(offset, u64::from(value));
+    }
+
+    fn write64(&self, offset: usize, value: u64) {
+        self.0.0.memory.told();
+        self.0.0.unit.write(offset, value);
+    }
+}
+
+// SAFETY: the pool gives each frame to one holder, out of RAM that stays mapped while a clone lives.
+unsafe impl Platform for Bench {
+    type Registers = Access;
+    type Processor = Hosted;
+
+    fn alloc_frames(&self, order: u8, last: PhysAddr) -> Option<PhysAddr> {
+        let first = self.0.pool.alloc(order, last)?;
+        self.0.memory.allocated(first, order);
+        Some(first)
+    }
+
+    unsafe fn free_frames(&self, first: PhysAddr, order: u8) {
+        self.0.memory.freed(first, order);
+        self.0.pool.free(first, order);
+    }
+
+    fn phys_to_virt(&self, phys: PhysAddr) -> NonNull<u8> {
+        self.0.pool.ram().pointer(phys).unwrap()
+    }
+
+    fn map_registers(&self, _base: PhysAddr, _bytes: usize) -> Result<Access> {
+        Ok(Access(self.clone()))
+    }
+
+    fn now(&self) -> Instant {
+        let tick = TICK.as_nanos() as u64;
+        Instant::from_nanos(self.0.clock.fetch_add(tick, Ordering::Relaxed))
+    }
+
+    fn spin_hint(&self) {
+        self.unit().step();
+        self.0.shared.ask(self.unit());
+    }
+
+    fn publish(&self) {
+        Hosted::publish();
+        self.0.memory.publish();
+    }
+
+    fn clean(&self, start: NonNull<u8>, bytes: usize) {
+        if let Some(phys) = self.0.pool.ram().phys_of(start) {
+            self.0.memory.clean(phys, bytes as u64);
+        }
+    }
+
+    fn ram(&self, visit: &mut dyn FnMut(PhysRange)) {
+        self.0.pool.ram().ranges().for_each(visit);
+    }
+}
+
+impl Debug for Bench {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bench({:?})", self.0.setup)
+    }
+}
+
+/// Endpoints on bus 0.
+pub(crate) struct Functions(pub(crate) &'static [PciAddress]);
+
+impl PciConfig for Functions {
+    fn read32(&self, function: PciAddress, offset: u16) -> u32 {
+        match (self.0.contains(&function), offset) {
+            (true, 0) => 0x1234_8086,
+            (true, _) => 0,
+            (false, _) => u32::MAX,
+        }
+    }
+
+    fn write32(&self, _: PciAddress, _: u16, _: u32) {}
+}

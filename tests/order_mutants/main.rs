@@ -1,0 +1,94 @@
+//! Order mutants: each barrier, clean, request and wait of the driver is left out once, and must be
+//! missed. Needs `RUSTFLAGS="--cfg observed --cfg order_mutants"`.
+#![cfg(all(observed, order_mutants, feature = "vtd"))]
+
+mod bench;
+mod scenarios;
+mod standin;
+
+use std::collections::BTreeMap;
+use std::panic::{self, AssertUnwindSafe};
+
+use bench::{Bench, Convicted, Pace, Retention, Setup, Verdict};
+use iommu::sync::Site;
+use iommu::sync::site::{reached, skip};
+use iommu_harness::observed::Adversary;
+use scenarios::{SCENARIOS, Scenario, UnitKind};
+
+const SEEDS: u64 = 16;
+
+/// Everything that a seed decides.
+fn setup(unit: UnitKind, seed: u64) -> Setup {
+    let (cap, ecap) = unit.registers();
+    Setup {
+        cap,
+        ecap,
+        retention: if seed & 1 == 0 { Retention::Keep } else { Retention::Evict },
+        pace: if seed & 2 == 0 { Pace::Lazy } else { Pace::Eager },
+        adversary: Adversary::from_seed(seed >> 2),
+        seed,
+    }
+}
+
+fn run(scenario: &Scenario, unit: UnitKind, seed: u64) -> Verdict {
+    let bench = Bench::new(setup(unit, seed));
+    let outcome = panic::catch_unwind(AssertUnwindSafe(|| (scenario.run)(&bench)));
+    bench.finish();
+    outcome.unwrap_or_else(|_| Err(Convicted("a panic".into())))
+}
+
+fn runs() -> impl Iterator<Item = (&'static Scenario, UnitKind, u64)> {
+    SCENARIOS.iter().flat_map(|scenario| {
+        scenario.units.iter().flat_map(move |unit| (0..SEEDS).map(move |seed| (scenario, *unit, seed)))
+    })
+}
+
+fn sites() -> Vec<Site> {
+    [iommu::domain::SITES, iommu::pgtable::SITES, iommu::arch::vtd::driver::SITES].concat()
+}
+
+#[test]
+fn every_order_is_needed() {
+    // Without a mutant the driver is innocent, and each site is on some way.
+    let mut ways: BTreeMap<&str, Vec<(&Scenario, UnitKind, u64)>> = BTreeMap::new();
+    let mut failures = Vec::new();
+    let _ = reached();
+    for (scenario, unit, seed) in runs() {
+        if let Err(why) = run(scenario, unit, seed) {
+            failures.push(format!("innocent: {} on {unit:?}, seed {seed}: {why}", scenario.name));
+        }
+        for site in reached() {
+            ways.entry(site.name()).or_default().push((scenario, unit, seed));
+        }
+    }
+    for name in ways.keys().filter(|name| !sites().iter().any(|site| site.name() == **name)) {
+        failures.push(format!("not in a list: {name}"));
+    }
+    for failure in &failures {
+        println!("{failure}");
+    }
+    let innocents = failures.len();
+    if std::env::var_os("MUTANTS_BASELINE").is_some() {
+        assert_eq!(innocents, 0);
+        return;
+    }
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    for site in sites() {
+        let Some(ways) = ways.get(site.name()) else {
+            failures.push(format!("on no way: {}", site.name()));
+            continue;
+        };
+        skip(Some(site));
+        let convicted = ways.iter().find_map(|(scenario, unit, seed)| {
+            run(scenario, *unit, *seed).err().map(|why| format!("{} on {unit:?}, seed {seed}: {why}", scenario.name))
+        });
+        skip(None);
+        match convicted {
+            Some(by) => println!("{:70} {by}", site.name()),
+            None => failures.push(format!("survives {} runs: {}", ways.len(), site.name())),
+        }
+    }
+    panic::set_hook(hook);
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}

@@ -1,0 +1,564 @@
+//! What a driver is asked to do, and what devices may reach meanwhile and afterwards.
+
+use iommu::arch::vtd;
+use iommu::arch::vtd::driver::{Queue, QueueConfig, UnitRegisters};
+use iommu::arch::vtd::layout::descriptors::{ContextScope, DeviceRange, Drain, IotlbScope, Request};
+use iommu::arch::vtd::layout::registers::{Global, PMEN_EPM, PMEN_PRS, offset};
+use iommu::arch::vtd::layout::{Cap, Descriptor, DomainId, Ecap};
+use iommu::device::Trust;
+use iommu::{Device, Domain, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot};
+
+use crate::bench::{BASE, Bench, Convicted, Functions, Verdict};
+
+/// A way of using the driver, and the units that it is for.
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) units: &'static [UnitKind],
+    pub(crate) run: fn(&Bench) -> Verdict,
+}
+
+/// What a unit can do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum UnitKind {
+    /// Snoops, caches nothing that is absent.
+    Plain,
+    /// Does not snoop.
+    NonCoherent,
+    /// Caches what is absent.
+    CachingMode,
+    /// Has write buffers to be flushed, and does not snoop.
+    WriteBuffers,
+}
+
+impl UnitKind {
+    pub(crate) fn registers(self) -> (Cap, Ecap) {
+        let cap = Cap::from_bits_retain(0x00d2_008c_222f_0606) | Cap::PLMR;
+        let ecap = Ecap::from_bits_retain(0x00f0_0f00) | Ecap::C | Ecap::QI | Ecap::PT;
+        match self {
+            Self::Plain => (cap, ecap),
+            Self::NonCoherent => (cap, ecap - Ecap::C),
+            Self::CachingMode => (cap | Cap::CM, ecap),
+            Self::WriteBuffers => (cap | Cap::RWBF, ecap - Ecap::C),
+        }
+    }
+}
+
+const ALL: &[UnitKind] = &[UnitKind::Plain, UnitKind::NonCoherent, UnitKind::CachingMode, UnitKind::WriteBuffers];
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario { name: "bring-up", units: ALL, run: bring_up },
+    Scenario { name: "bring-up with protected memory", units: &[UnitKind::Plain], run: protected_memory },
+    Scenario { name: "attach, replace, detach", units: ALL, run: attach },
+    Scenario { name: "attach to a new bus", units: ALL, run: new_bus },
+    Scenario { name: "map, use, unmap, reuse", units: ALL, run: reuse },
+    Scenario { name: "large pages and tables", units: ALL, run: tables },
+    Scenario { name: "protect", units: ALL, run: protect },
+    Scenario { name: "cut", units: ALL, run: cut },
+    Scenario { name: "identity", units: ALL, run: identity },
+    Scenario { name: "second kernel", units: ALL, run: second_kernel },
+    Scenario { name: "shutdown and enable", units: ALL, run: shutdown },
+    Scenario { name: "suspend and resume", units: ALL, run: suspend },
+    Scenario { name: "teardown", units: ALL, run: teardown },
+    Scenario { name: "a refused request", units: &[UnitKind::Plain], run: refused },
+    Scenario { name: "a device that does not answer", units: &[UnitKind::Plain], run: deaf },
+    Scenario { name: "a predecessor's queue", units: &[UnitKind::Plain], run: queue_taken_over },
+];
+
+/// 00:04.0, and a function on another bus.
+const FUNCTIONS: &[PciAddress] = &[PciAddress::from_requester_id(0, 0x20), PciAddress::from_requester_id(0, 0x120)];
+const FIRST: u16 = 0x20;
+const SECOND: u16 = 0x120;
+
+/// Reserved by firmware for the first function.
+const RESERVED: u64 = 0x7000_0000;
+/// Where nothing is ever mapped.
+const NOWHERE: u64 = 0x6666_0000;
+
+/// One unit at `BASE` for all of segment 0, and a reserved page (VT-d 8.1, 8.3, 8.4).
+fn dmar() -> Vec<u8> {
+    let mut table = vec![0; 48];
+    table[..4].copy_from_slice(b"DMAR");
+    (table[8], table[36]) = (1, 38);
+    table.extend([0, 0, 16, 0, 1, 0, 0, 0]);
+    table.extend(BASE.to_le_bytes());
+    table.extend([1, 0, 32, 0, 0, 0, 0, 0]);
+    table.extend(RESERVED.to_le_bytes());
+    table.extend((RESERVED + 0xfff).to_le_bytes());
+    table.extend([1, 8, 0, 0, 0, 0, 4, 0]);
+    table[4] = table.len() as u8;
+    table[9] = table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg();
+    table
+}
+
+struct World {
+    iommu: Iommu<Bench>,
+    device: Device,
+}
+
+impl World {
+    /// Up to before translation is enabled.
+    fn prepare(bench: &Bench) -> Verdict<Self> {
+        let iommu = Iommu::new(bench.clone(), Policy::default())?;
+        vtd::init(&iommu, &dmar())?;
+        let device = iommu.probe_pci(&Functions(FUNCTIONS), FUNCTIONS[0], Trust::Trusted)?;
+        Ok(Self { iommu, device })
+    }
+
+    fn boot(bench: &Bench) -> Verdict<Self> {
+        let world = Self::prepare(bench)?;
+        world.iommu.enable()?;
+        // Firmware's page is reached whatever happens, and the rest is blocked.
+        bench.settled(FIRST, RESERVED, Some(RESERVED))?;
+        bench.settled(FIRST, NOWHERE, None)?;
+        bench.watch_nothing();
+        Ok(world)
+    }
+
+    fn domain(&self) -> Verdict<Domain> {
+        Ok(self.iommu.paging_domain(&[&self.device])?)
+    }
+}
+
+fn range(at: u64, bytes: u64) -> IovaRange {
+    IovaRange::from_len(Iova::new(at), bytes).unwrap()
+}
+
+fn map(domain: &Domain, at: u64, phys: u64, bytes: u64) -> Verdict {
+    // SAFETY: the memory is no real one.
+    unsafe { domain.map(range(at, bytes), PhysAddr::new(phys), Prot::RW) }?;
+    Ok(())
+}
+
+fn unmap(domain: &Domain, at: u64, bytes: u64) -> Verdict {
+    // SAFETY: one thread.
+    unsafe { domain.unmap_sync(range(at, bytes)) }?;
+    Ok(())
+}
+
+fn bring_up(bench: &Bench) -> Verdict {
+    bench.settled(FIRST, NOWHERE, Some(NOWHERE))?;
+    bench.settled(FIRST, RESERVED, Some(RESERVED))?;
+    bench.watch(FIRST, NOWHERE, &[Some(NOWHERE), None]);
+    let world = World::prepare(bench)?;
+    world.iommu.enable()?;
+    bench.settled(FIRST, NOWHERE, None)?;
+    bench.settled(FIRST, RESERVED, Some(RESERVED))?;
+    bench.settled(SECOND, NOWHERE, None)?;
+    bench.watch_nothing();
+    drop(world);
+    bench.verdict()
+}
+
+fn protected_memory(bench: &Bench) -> Verdict {
+    bench.unit().write(offset::PMEN, u64::from(PMEN_EPM));
+    while bench.unit().step() {}
+    let world = World::boot(bench)?;
+    let status = bench.unit().read(offset::PMEN) as u32;
+    if status & PMEN_PRS != 0 {
+        return Err(Convicted("memory is still protected after enable returned".into()));
+    }
+    drop(world);
+    bench.verdict()
+}
+
+fn attach(bench: &Bench) -> Verdict {
+    const AT: u64 = 0x10_0000;
+    let world = World::boot(bench)?;
+    let (one, two) = (world.domain()?, world.domain()?);
+    map(&one, AT, 0x1000_0000, 0x2000)?;
+    map(&two, AT, 0x2000_0000, 0x2000)?;
+    let group = world.device.group().unwrap();
+    bench.settled(FIRST, AT, None)?;
+    bench.watch(FIRST, AT, &[None, Some(0x1000_0000)]);
+    world.iommu.attach_device(&one, &world.device)?;
+    bench.settled(FIRST, AT, Some(0x1000_0000))?;
+    for _round in 0..2 {
+        bench.watch(FIRST, AT, &[None, Some(0x1000_0000), Some(0x2000_0000)]);
+        world.iommu.replace(&two, group)?;
+        bench.settled(FIRST, AT, Some(0x2000_0000))?;
+        bench.watch(FIRST, AT, &[None, Some(0x1000_0000), Some(0x2000_0000)]);
+        world.iommu.replace(&one, group)?;
+        bench.settled(FIRST, AT, Some(0x1000_0000))?;
+    }
+    bench.watch(FIRST, AT, &[None, Some(0x1000_0000)]);
+    world.iommu.detach_device(&one, &world.device)?;
+    bench.settled(FIRST, AT, None)?;
+    bench.settled(FIRST, RESERVED, Some(RESERVED))?;
+    bench.watch(FIRST, RESERVED, &[None, Some(RESERVED)]);
+    bench.watch(FIRST, AT, &[None]);
+    // The number of one domain goes to another.
+    drop((one, two));
+    let three = world.domain()?;
+    map(&three, AT + 0x1000, 0x3000_0000, 0x1000)?;
+    world.iommu.attach_device(&three, &world.device)?;
+    bench.settled(FIRST, AT + 0x1000, Some(0x3000_0000))?;
+    bench.settled(FIRST, AT, None)?;
+    bench.watch(FIRST, AT + 0x1000, &[None, Some(0x3000_0000)]);
+    world.iommu.detach_device(&three, &world.device)?;
+    bench.settled(FIRST, AT + 0x1000, None)?;
+    // Blocked for good.
+    bench.watch(FIRST, RESERVED, &[None, Some(RESERVED)]);
+    world.iommu.release_device(&world.device)?;
+    bench.settled(FIRST, RESERVED, None)?;
+    bench.watch_nothing();
+    drop((three, world));
+    bench.verdict()
+}
+
+fn new_bus(bench: &Bench) -> Verdict {
+    const AT: u64 = 0x10_0000;
+    let world = World::boot(bench)?;
+    bench.settled(SECOND, AT, None)?;
+    bench.watch(SECOND, AT, &[None]);
+    let second = world.iommu.probe_pci(&Functions(FUNCTIONS), FUNCTIONS[1], Trust::Trusted)?;
+    let domain = world.iommu.paging_domain(&[&second])?;
+    map(&domain, AT, 0x1000_0000, 0x1000)?;
+    bench.settled(SECOND, AT, None)?;
+    bench.watch(SECOND, AT, &[None, Some(0x1000_0000)]);
+    world.iommu.attach_device(&domain, &second)?;
+    bench.settled(SECOND, AT, Some(0x1000_0000))?;
+    bench.watch_nothing();
+    world.iommu.detach_device(&domain, &second)?;
+    drop((domain, second, world));
+    bench.verdict()
+}
+
+fn reuse(bench: &Bench) -> Verdict {
+    const AT: u64 = 0x20_0000;
+    let world = World::boot(bench)?;
+    let domain = world.domain()?;
+    world.iommu.attach_device(&domain, &world.device)?;
+    for bytes in [0x1000, 0x3000, 0x1_0000] {
+        for round in 0..3u64 {
+            let phys = 0x1000_0000 * (round + 1);
+            let last = bytes - 0x1000;
+            for offset in [0, last] {
+                bench.settled(FIRST, AT + offset, None)?;
+                bench.watch(FIRST, AT + offset, &[None, Some(phys + offset)]);
+            }
+            map(&domain, AT, phys, bytes)?;
+            for offset in [0, last] {
+                bench.settled(FIRST, AT + offset, Some(phys + offset))?;
+                bench.watch(FIRST, AT + offset, &[None, Some(phys + offset)]);
+            }
+            unmap(&domain, AT, bytes)?;
+        }
+        bench.settled(FIRST, AT, None)?;
+        bench.watch_nothing();
+    }
+    world.iommu.detach_device(&domain, &world.device)?;
+    drop((domain, world));
+    bench.verdict()
+}
+
+fn tables(bench: &Bench) -> Verdict {
+    const LARGE: u64 = 0x4000_0000;
+    const SIZE: u64 = 0x20_0000;
+    let world = World::boot(bench)?;
+    let domain = world.domain()?;
+    world.iommu.attach_device(&domain, &world.device)?;
+    // A large page alone, then two together.
+    for bytes in [SIZE, 2 * SIZE] {
+        let phys = 0x1_0000_0000;
+        bench.settled(FIRST, LARGE + 0x5000, None)?;
+        bench.watch(FIRST, LARGE + 0x5000, &[None, Some(phys + 0x5000)]);
+        map(&domain, LARGE, phys, bytes)?;
+        bench.settled(FIRST, LARGE + 0x5000, Some(phys + 0x5000))?;
+        bench.watch(FIRST, LARGE + 0x5000, &[None, Some(phys + 0x5000)]);
+        unmap(&domain, LARGE, bytes)?;
+        bench.settled(FIRST, LARGE + 0x5000, None)?;
+        bench.watch_nothing();
+    }
+    // A table full of small pages, which goes with them; prepared where there was none.
+    for (at, phys) in [(LARGE, 0x1_0000_1000), (LARGE + 4 * SIZE, 0x1_4000_1000), (LARGE, 0x1_8000_1000)] {
+        bench.settled(FIRST, at, None)?;
+        bench.watch(FIRST, at, &[None, Some(phys)]);
+        map(&domain, at, phys, SIZE)?;
+        bench.settled(FIRST, at, Some(phys))?;
+        bench.watch(FIRST, at, &[None, Some(phys)]);
+        unmap(&domain, at, SIZE)?;
+        bench.settled(FIRST, at, None)?;
+        bench.watch_nothing();
+    }
+    // Small pages, then a large one in the place of their table.
+    for page in 0..3 {
+        map(&domain, LARGE + page * 0x1000, 0x2_0000_1000, 0x1000)?;
+        bench.settled(FIRST, LARGE + page * 0x1000, Some(0x2_0000_1000))?;
+    }
+    for page in 0..3 {
+        bench.watch(FIRST, LARGE + page * 0x1000, &[None, Some(0x2_0000_1000)]);
+        unmap(&domain, LARGE + page * 0x1000, 0x1000)?;
+        bench.settled(FIRST, LARGE + page * 0x1000, None)?;
+    }
+    bench.watch(FIRST, LARGE, &[None, Some(0x2_4000_0000)]);
+    bench.watch(FIRST, LARGE + 0x1000, &[None, Some(0x2_4000_1000)]);
+    bench.watch(FIRST, LARGE + 0x2000, &[None, Some(0x2_4000_2000)]);
+    map(&domain, LARGE, 0x2_4000_0000, SIZE)?;
+    bench.settled(FIRST, LARGE, Some(0x2_4000_0000))?;
+    bench.settled(FIRST, LARGE + 0x2000, Some(0x2_4000_2000))?;
+    // Where something is in the way nothing is left of what was mapped before it.
+    bench.watch(FIRST, LARGE - 0x1000, &[None, Some(0x3_0000_0000)]);
+    if map(&domain, LARGE - 0x1000, 0x3_0000_0000, 0x2000).is_ok() {
+        return Err(Convicted("mapped over a page".into()));
+    }
+    bench.settled(FIRST, LARGE - 0x1000, None)?;
+    bench.watch_nothing();
+    world.iommu.detach_device(&domain, &world.device)?;
+    drop((domain, world));
+    bench.verdict()
+}
+
+fn protect(bench: &Bench) -> Verdict {
+    const AT: u64 = 0x30_0000;
+    let world = World::boot(bench)?;
+    let domain = world.domain()?;
+    map(&domain, AT, 0x1000_0000, 0x4000)?;
+    world.iommu.attach_device(&domain, &world.device)?;
+    for page in [AT, AT + 0x3000] {
+        let phys = page - AT + 0x1000_0000;
+        bench.settled_access(FIRST, page, true, Some(phys))?;
+        bench.settled(FIRST, page, Some(phys))?;
+        bench.watch_access(FIRST, page, true, &[None, Some(phys)]);
+    }
+    // SAFETY: one thread.
+    unsafe { domain.protect(range(AT, 0x4000), Prot::READ) }?;
+    bench.settled_access(FIRST, AT, true, None)?;
+    bench.settled_access(FIRST, AT + 0x3000, true, None)?;
+    bench.settled(FIRST, AT, Some(0x1000_0000))?;
+    bench.watch_access(FIRST, AT, true, &[None, Some(0x1000_0000)]);
+    bench.watch_access(FIRST, AT + 0x3000, true, &[None, Some(0x1000_3000)]);
+    // SAFETY: as above.
+    unsafe { domain.protect(range(AT, 0x4000), Prot::RW) }?;
+    bench.settled_access(FIRST, AT, true, Some(0x1000_0000))?;
+    bench.watch_nothing();
+    world.iommu.detach_device(&domain, &world.device)?;
+    drop((domain, world));
+    bench.verdict()
+}
+
+fn cut(bench: &Bench) -> Verdict {
+    const AT: u64 = 0x8000_0000;
+    const HALF: u64 = 0x10_0000;
+    let world = World::boot(bench)?;
+    let domain = world.domain()?;
+    for bytes in [0x20_0000, 0x4000_0000] {
+        map(&domain, AT, 0x4_0000_0000, bytes)?;
+        world.iommu.attach_device(&domain, &world.device)?;
+        for offset in [0, HALF, 0x1f_f000] {
+            // Never anything else, while the page is split.
+            bench.settled(FIRST, AT + offset, Some(0x4_0000_0000 + offset))?;
+        }
+        // SAFETY: one thread.
+        unsafe { domain.cut(range(AT, HALF)) }?;
+        for offset in [0, HALF, 0x1f_f000] {
+            bench.settled(FIRST, AT + offset, Some(0x4_0000_0000 + offset))?;
+        }
+        bench.watch(FIRST, AT, &[None, Some(0x4_0000_0000)]);
+        unmap(&domain, AT, HALF)?;
+        bench.settled(FIRST, AT, None)?;
+        bench.settled(FIRST, AT + HALF, Some(0x4_0000_0000 + HALF))?;
+        bench.watch_nothing();
+        unmap(&domain, AT, bytes)?;
+        bench.settled(FIRST, AT + HALF, None)?;
+        bench.watch_nothing();
+        world.iommu.detach_device(&domain, &world.device)?;
+    }
+    drop((domain, world));
+    bench.verdict()
+}
+
+fn identity(bench: &Bench) -> Verdict {
+    let world = World::boot(bench)?;
+    let group = world.device.group().unwrap();
+    let domain = world.domain()?;
+    map(&domain, 0x10_0000, 0x1000_0000, 0x1000)?;
+    for _round in 0..2 {
+        bench.watch(FIRST, 0x10_0000, &[None, Some(0x10_0000), Some(0x1000_0000)]);
+        world.iommu.replace(world.iommu.identity_domain(), group)?;
+        bench.settled(FIRST, 0x10_0000, Some(0x10_0000))?;
+        bench.watch(FIRST, 0x10_0000, &[None, Some(0x10_0000), Some(0x1000_0000)]);
+        world.iommu.replace(&domain, group)?;
+        bench.settled(FIRST, 0x10_0000, Some(0x1000_0000))?;
+    }
+    bench.watch_nothing();
+    world.iommu.detach_device(&domain, &world.device)?;
+    drop((domain, world));
+    bench.verdict()
+}
+
+fn second_kernel(bench: &Bench) -> Verdict {
+    const AT: u64 = 0x10_0000;
+    let before = World::boot(bench)?;
+    let domain = before.domain()?;
+    map(&domain, AT, 0x1000_0000, 0x1000)?;
+    before.iommu.attach_device(&domain, &before.device)?;
+    bench.settled(FIRST, AT, Some(0x1000_0000))?;
+    bench.settled(SECOND, AT, None)?;
+    // It dies amid its work.
+    std::mem::forget((before, domain));
+    bench.unit().write(offset::GCMD, u64::from((Global::TE | Global::QIE | Global::IRE).bits()));
+    while bench.unit().step() {}
+    bench.watch(FIRST, AT, &[None, Some(0x1000_0000)]);
+    bench.watch(FIRST, RESERVED, &[Some(RESERVED), None]);
+    let world = World::prepare(bench)?;
+    let status = Global::from_bits_retain(bench.unit().read(offset::GSTS) as u32);
+    if status.contains(Global::IRE) {
+        return Err(Convicted("interrupts are still remapped".into()));
+    }
+    world.iommu.enable()?;
+    bench.settled(FIRST, AT, None)?;
+    bench.settled(FIRST, RESERVED, Some(RESERVED))?;
+    bench.watch(FIRST, RESERVED, &[None, Some(RESERVED)]);
+    // With the number that the other kernel's domain had.
+    let domain = world.domain()?;
+    map(&domain, AT + 0x1000, 0x2000_0000, 0x1000)?;
+    world.iommu.attach_device(&domain, &world.device)?;
+    bench.settled(FIRST, AT, None)?;
+    bench.settled(FIRST, AT + 0x1000, Some(0x2000_0000))?;
+    bench.watch_nothing();
+    world.iommu.detach_device(&domain, &world.device)?;
+    drop((domain, world));
+    bench.verdict()
+}
+
+fn shutdown(bench: &Bench) -> Verdict {
+    const AT: u64 = 0x10_0000;
+    let world = World::boot(bench)?;
+    let domain = world.domain()?;
+    map(&domain, AT, 0x1000_0000, 0x1000)?;
+    world.iommu.attach_device(&domain, &world.device)?;
+    bench.settled(FIRST, AT, Some(0x1000_0000))?;
+    bench.watch(FIRST, AT, &[Some(AT), Some(0x1000_0000)]);
+    world.iommu.shutdown()?;
+    bench.settled(FIRST, AT, Some(AT))?;
+    // Nothing is invalidated while the unit is off.
+    bench.watch_nothing();
+    unmap(&domain, AT, 0x1000)?;
+    map(&domain, AT, 0x2000_0000, 0x1000)?;
+    bench.watch(FIRST, AT, &[Some(AT), Some(0x2000_0000)]);
+    world.iommu.enable()?;
+    bench.settled(FIRST, AT, Some(0x2000_0000))?;
+    bench.watch_nothing();
+    world.iommu.detach_device(&domain, &world.device)?;
+    drop((domain, world));
+    bench.verdict()
+}
+
+fn suspend(bench: &Bench) -> Verdict {
+    const AT: u64 = 0x10_0000;
+    let world = World::boot(bench)?;
+    let domain = world.domain()?;
+    map(&domain, AT, 0x1000_0000, 0x1000)?;
+    world.iommu.attach_device(&domain, &world.device)?;
+    bench.settled(FIRST, AT, Some(0x1000_0000))?;
+    bench.watch(FIRST, AT, &[Some(AT), Some(0x1000_0000)]);
+    world.iommu.suspend()?;
+    bench.settled(FIRST, AT, Some(AT))?;
+    bench.watch(FIRST, AT, &[Some(AT), Some(0x1000_0000)]);
+    world.iommu.resume()?;
+    bench.settled(FIRST, AT, Some(0x1000_0000))?;
+    bench.watch_nothing();
+    world.iommu.detach_device(&domain, &world.device)?;
+    drop((domain, world));
+    bench.verdict()
+}
+
+fn teardown(bench: &Bench) -> Verdict {
+    const AT: u64 = 0x10_0000;
+    let world = World::boot(bench)?;
+    let domain = world.domain()?;
+    map(&domain, AT, 0x1000_0000, 0x20_0000)?;
+    world.iommu.attach_device(&domain, &world.device)?;
+    bench.settled(FIRST, AT, Some(0x1000_0000))?;
+    bench.watch(FIRST, AT, &[None, Some(0x1000_0000)]);
+    let World { iommu, device } = world;
+    iommu.detach_device(&domain, &device)?;
+    drop((domain, device));
+    bench.settled(FIRST, AT, None)?;
+    // Without translation, and without any table.
+    bench.watch(FIRST, AT, &[None, Some(AT)]);
+    drop(iommu);
+    bench.settled(FIRST, AT, Some(AT))?;
+    if bench.frames_in_use() != 0 {
+        return Err(Convicted(format!("{} frames are lost", bench.frames_in_use())));
+    }
+    bench.watch_nothing();
+    bench.verdict()
+}
+
+// The queue alone.
+
+fn global() -> Descriptor {
+    Request::Context(ContextScope::Global).encode()
+}
+
+fn whole_domain(id: u16) -> Descriptor {
+    Request::Iotlb(IotlbScope::Domain(DomainId::new(id)), Drain::READS | Drain::WRITES).encode()
+}
+
+fn queue(bench: &Bench) -> Verdict<(UnitRegisters<Bench>, Queue<Bench>)> {
+    let unit = UnitRegisters::map(bench.clone(), PhysAddr::new(BASE))?;
+    let queue = Queue::new(bench.clone(), QueueConfig::default())?;
+    queue.start(&unit)?;
+    Ok((unit, queue))
+}
+
+fn refused(bench: &Bench) -> Verdict {
+    let (unit, queue) = queue(bench)?;
+    let nonsense = Descriptor { words: [0xf, 0, 0, 0] };
+    for _round in 0..3 {
+        let before = queue.submit(&unit, &[whole_domain(7)])?;
+        let bad = queue.submit(&unit, &[global(), nonsense, global()])?;
+        let after = queue.submit(&unit, &[whole_domain(8)])?;
+        queue.wait(&unit, before)?;
+        if queue.wait(&unit, bad).is_ok() {
+            return Err(Convicted("a request that the unit refused is taken for done".into()));
+        }
+        queue.wait(&unit, after)?;
+        queue.run(&unit, &[global()])?;
+    }
+    queue.stop(&unit)?;
+    drop((queue, unit));
+    bench.verdict()
+}
+
+fn deaf(bench: &Bench) -> Verdict {
+    const DEAF: u16 = 0x40;
+    let (unit, queue) = queue(bench)?;
+    bench.unit().set_deaf(&[DEAF]);
+    let device =
+        |source| Request::DeviceTlb { source, physical_function: 0, max_pending: 0, range: DeviceRange::ALL }.encode();
+    for _round in 0..3 {
+        let before = queue.submit(&unit, &[whole_domain(7)])?;
+        let bad = queue.submit(&unit, &[device(DEAF)])?;
+        let after = queue.submit(&unit, &[whole_domain(8)])?;
+        queue.wait(&unit, before)?;
+        if queue.wait(&unit, bad).is_ok() {
+            return Err(Convicted("a device that did not answer is taken for invalidated".into()));
+        }
+        queue.wait(&unit, after)?;
+        queue.run(&unit, &[global()])?;
+    }
+    queue.stop(&unit)?;
+    drop((queue, unit));
+    bench.verdict()
+}
+
+fn queue_taken_over(bench: &Bench) -> Verdict {
+    let (before, old) = queue(bench)?;
+    // Much under way.
+    for _batch in 0..20 {
+        let _ = old.submit(&before, &[global(), whole_domain(3)])?;
+    }
+    std::mem::forget((before, old));
+    let (unit, queue) = queue(bench)?;
+    queue.run(&unit, &[global()])?;
+    // Given up with work in it, and started again.
+    let _ = queue.submit(&unit, &[global(), Descriptor { words: [0xf, 0, 0, 0] }])?;
+    queue.fence();
+    queue.reset(&unit)?;
+    queue.run(&unit, &[global()])?;
+    queue.stop(&unit)?;
+    drop((queue, unit));
+    bench.verdict()
+}
