@@ -58,6 +58,8 @@ pub enum Error {
     },
     /// The machine's firmware tables are not what was expected.
     Firmware(&'static str),
+    /// The model's unit cannot be made like that.
+    Unit(iommu::Error),
     /// A PCI function is missing or does not fit.
     Pci(String),
     /// The device cannot express this transfer.
@@ -88,6 +90,7 @@ impl fmt::Display for Error {
             Self::Disconnected => f.write_str("the connection to QEMU was lost earlier"),
             Self::OutOfRam { bytes } => write!(f, "no block of {bytes} bytes left in guest RAM"),
             Self::Firmware(what) => write!(f, "firmware tables: {what}"),
+            Self::Unit(error) => write!(f, "the model's unit: {error}"),
             Self::Pci(what) => write!(f, "PCI: {what}"),
             Self::Transfer { device, why } => write!(f, "{device} cannot do this transfer: {why}"),
         }

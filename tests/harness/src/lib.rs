@@ -4,10 +4,14 @@
 //! IOMMU. The driver under test runs in the test's own process, on a [`MachinePlatform`]: its frames
 //! lie in the guest's RAM, and its register accesses go to the machine.
 //!
-//! ```no_run
-//! use iommu_harness::{Machine, QemuX86, VtdOptions, X86Options};
+//! There are two kinds: [`ModelX86`], the device half of the crate in this process, as strict as hardware
+//! may be; and [`QemuX86`], hardware that nobody here wrote. Both are made from the same [`X86Options`],
+//! so that a test written for [`Machine`] runs on either.
 //!
-//! let machine = QemuX86::start(&X86Options::new().vtd(VtdOptions::default()).lsi("lsi0"))?;
+//! ```
+//! use iommu_harness::{Machine, ModelX86, VtdOptions, X86Options};
+//!
+//! let machine = ModelX86::start(&X86Options::new().vtd(VtdOptions::default()).lsi("lsi0"))?;
 //! let device = machine.device("lsi0");
 //! let (from, to) = (machine.buffer(4096)?, machine.buffer(4096)?);
 //! from.fill(0x5a);
@@ -19,6 +23,7 @@
 //!
 //! | Module | What it does |
 //! |---|---|
+//! | [`model`] | the machine in this process, and what its unit is able to do |
 //! | [`qemu`] | starts QEMU and speaks its qtest protocol |
 //! | [`machine`] | the trait, and buffers in guest RAM |
 //! | [`platform`] | `iommu::platform::Platform` over a machine |
@@ -37,7 +42,7 @@ mod error;
 pub mod firmware;
 mod frames;
 pub mod machine;
-mod model;
+pub mod model;
 pub mod observed;
 pub mod options;
 pub mod pci;

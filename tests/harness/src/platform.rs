@@ -4,7 +4,7 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time;
+use std::time::{self, Duration};
 
 use iommu::platform::{Hosted, Instant, Platform, Processor};
 use iommu::{PhysAddr, PhysRange, Result};
@@ -30,18 +30,24 @@ struct Shared {
     bus: Arc<dyn Bus>,
     pool: FramePool,
     observed: Option<Arc<ObservedMemory>>,
+    /// Nanoseconds by which its clock is ahead.
+    ahead: AtomicU64,
 }
 
 impl MachinePlatform {
     /// A platform whose frames come from `pool` and whose registers lie on `bus`.
     pub fn new(bus: Arc<dyn Bus>, pool: FramePool) -> Self {
-        Self { shared: Arc::new(Shared { bus, pool, observed: None }) }
+        Self::over(bus, pool, None)
     }
 
     /// As [`new`](Self::new), and what the driver does to memory is told to `memory`, whose RAM is the
     /// pool's.
     pub fn with_observed(bus: Arc<dyn Bus>, pool: FramePool, memory: Arc<ObservedMemory>) -> Self {
-        Self { shared: Arc::new(Shared { bus, pool, observed: Some(memory) }) }
+        Self::over(bus, pool, Some(memory))
+    }
+
+    fn over(bus: Arc<dyn Bus>, pool: FramePool, observed: Option<Arc<ObservedMemory>>) -> Self {
+        Self { shared: Arc::new(Shared { bus, pool, observed, ahead: AtomicU64::new(0) }) }
     }
 
     /// Who observes the driver's memory, if anybody does.
@@ -57,6 +63,12 @@ impl MachinePlatform {
     /// Frames that the driver holds now.
     pub fn frames_in_use(&self) -> usize {
         self.frames().in_use()
+    }
+
+    /// Lets time pass at once, as far as the driver can tell.
+    pub fn advance(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.shared.ahead.fetch_add(nanos, Ordering::Relaxed);
     }
 
     /// The guest's RAM.
@@ -129,7 +141,8 @@ unsafe impl Platform for MachinePlatform {
     fn now(&self) -> Instant {
         static START: OnceLock<time::Instant> = OnceLock::new();
         let elapsed = START.get_or_init(time::Instant::now).elapsed();
-        Instant::from_nanos(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX))
+        let nanos = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
+        Instant::from_nanos(nanos.saturating_add(self.shared.ahead.load(Ordering::Relaxed)))
     }
 
     fn spin_hint(&self) {

@@ -48,8 +48,7 @@ impl fmt::Display for QemuVersion {
 /// missing flush after a first mapping cannot be seen; there is one fault record, and repeated
 /// faults of one source are dropped while it is pending; a DMA that fails is split into accesses of 4
 /// bytes at most, each of which may be recorded, so that only an aligned access of 4 bytes
-/// ([`DmaDevice::poke`](crate::DmaDevice::poke)) gives exactly one record; and a write that hits a
-/// cached read-only translation is dropped without a record.
+/// ([`DmaDevice::poke`](crate::DmaDevice::poke)) gives exactly one record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct QemuQuirks {
@@ -70,6 +69,12 @@ pub struct QemuQuirks {
     pub vtd_ignores_pasid_invalidations: bool,
     /// The reason that is recorded where the PASID entry is absent: 0x59, says the specification.
     pub vtd_absent_pasid_reason: u32,
+    /// Whether a fault record tells bits of the address beyond the width of the unit, which are reserved
+    /// there.
+    pub vtd_records_bits_beyond_the_width: bool,
+    /// Whether a request is dropped without a record when the IOTLB has a translation that does not
+    /// permit it: a write where a read-only page is cached, a read where a write-only one is.
+    pub vtd_drops_what_a_cached_entry_forbids: bool,
 }
 
 impl QemuQuirks {
@@ -89,6 +94,8 @@ impl QemuQuirks {
                 _ if version < QemuVersion::new(10, 2, 50) => 0x5b,
                 _ => 0x59,
             },
+            vtd_records_bits_beyond_the_width: true,
+            vtd_drops_what_a_cached_entry_forbids: true,
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::error::Error;
 pub const REQUIRE_QEMU: &str = "IOMMU_REQUIRE_QEMU";
 
 /// What a test returns. Any error converts by `?`.
-pub type TestResult = Result<(), TestError>;
+pub type TestResult<T = ()> = Result<T, TestError>;
 
 /// Why a test did not pass.
 #[derive(Debug)]

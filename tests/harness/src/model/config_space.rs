@@ -44,9 +44,8 @@ const ROOT_COMPLEX_ENDPOINT: u32 = 9;
 /// Extended capabilities: Access Control Services, Address Translation Services.
 const ACS: u32 = 0x0d;
 const ATS: u32 = 0x0f;
-/// Source validation, translation blocking, redirection of requests and completions, upstream
-/// forwarding: what a root port of QEMU can do.
-const ACS_BITS: u32 = 0x1f;
+/// All but egress control: what a root port of QEMU can do.
+const ACS_BITS: u32 = 0x5f;
 /// ATS control, in the upper half of its word: enable, and the smallest translation unit.
 const ATS_ENABLE: u32 = 1 << 31;
 const ATS_UNIT: u32 = 0x1f << 16;
@@ -183,7 +182,9 @@ impl Function {
                     Bridge::PcieToPci => 0x000e_1b36,
                     Bridge::Conventional => 0x244e_8086,
                 };
-                let mut function = Self::new(devfn, id, 0x0604_0000);
+                // The conventional one decodes subtractively (class 0604, interface 1).
+                let class = if *bridge == Bridge::Conventional { 0x0604_0100 } else { 0x0604_0000 };
+                let mut function = Self::new(devfn, id, class);
                 function.set(register::HEADER_TYPE, BRIDGE_LAYOUT);
                 function.allow(register::BUS_NUMBERS, 0x00ff_ffff);
                 function.allow(register::MEMORY_WINDOW, 0xfff0_fff0);

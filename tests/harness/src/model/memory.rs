@@ -1,8 +1,8 @@
 //! Guest RAM as the processor, devices and the unit see it.
 
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use iommu::PhysAddr;
 use iommu::arch::vtd::device::Snoop;
@@ -13,6 +13,16 @@ use crate::ram::GuestRam;
 /// Bytes of a line of the processor's caches.
 const LINE: u64 = 64;
 
+/// What is on the way from the processor's caches to memory, as long as nobody flushes it (CAP.RWBF,
+/// VT-d 6.8).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum WriteBuffers {
+    /// Nothing: what is cleaned is there.
+    None,
+    /// What was cleaned since the last flush.
+    Keep,
+}
+
 /// RAM and what lies behind the processor's caches.
 ///
 /// Stores of the processor are in `ram` at once. Whoever does not snoop its caches sees `behind`
@@ -20,8 +30,15 @@ const LINE: u64 = 64;
 /// table survives that.
 pub(super) struct Memory {
     ram: Arc<GuestRam>,
+    behind: Option<Behind>,
+}
+
+struct Behind {
     /// The complement of each byte, so that fresh memory reads as ones.
-    behind: Option<GuestRam>,
+    image: GuestRam,
+    buffers: WriteBuffers,
+    /// Lines in write buffers, the oldest first.
+    kept: Mutex<Vec<(PhysAddr, [u8; LINE as usize])>>,
 }
 
 impl Memory {
@@ -34,9 +51,10 @@ impl Memory {
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) when there is not enough address space.
-    pub(super) fn cached(ram: Arc<GuestRam>) -> Result<Self> {
+    pub(super) fn cached(ram: Arc<GuestRam>, buffers: WriteBuffers) -> Result<Self> {
         let ranges: Vec<_> = ram.ranges().collect();
-        Ok(Self { ram, behind: Some(GuestRam::private(&ranges)?) })
+        let behind = Behind { image: GuestRam::private(&ranges)?, buffers, kept: Mutex::default() };
+        Ok(Self { ram, behind: Some(behind) })
     }
 
     /// A device reads; zeros where there is no RAM. Devices snoop.
@@ -57,24 +75,33 @@ impl Memory {
 
     /// The processor writes the lines of these bytes back.
     pub(super) fn clean(&self, start: PhysAddr, bytes: usize) {
-        if self.behind.is_none() {
-            return;
-        }
+        let Some(behind) = &self.behind else { return };
         let first = start.as_u64() & !(LINE - 1);
         let end = (start.as_u64() + bytes as u64).next_multiple_of(LINE);
         for line in (first..end).step_by(LINE as usize).map(PhysAddr::new) {
             if self.holds(line, LINE as usize) {
                 let mut now = [0; LINE as usize];
                 self.ram.read(line, &mut now);
-                self.write_behind(line, &now);
+                match behind.buffers {
+                    WriteBuffers::None => behind.write(line, &now),
+                    WriteBuffers::Keep => behind.kept().push((line, now)),
+                }
             }
+        }
+    }
+
+    /// What is in write buffers gets to memory.
+    pub(super) fn flush_write_buffers(&self) {
+        if let Some(behind) = &self.behind {
+            let kept = std::mem::take(&mut *behind.kept());
+            kept.iter().for_each(|(line, bytes)| behind.write(*line, bytes));
         }
     }
 
     /// The unit reads an aligned quadword.
     pub(super) fn load(&self, phys: PhysAddr, snoop: Snoop) -> Option<u64> {
         match (&self.behind, snoop) {
-            (Some(behind), Snoop::No) => Some(!quadword(behind, phys)?.load(Ordering::SeqCst)),
+            (Some(behind), Snoop::No) => Some(!quadword(&behind.image, phys)?.load(Ordering::SeqCst)),
             _ => Some(quadword(&self.ram, phys)?.load(Ordering::SeqCst)),
         }
     }
@@ -107,8 +134,7 @@ impl Memory {
 
     fn write_behind(&self, phys: PhysAddr, bytes: &[u8]) {
         if let Some(behind) = &self.behind {
-            let complement: Vec<u8> = bytes.iter().map(|byte| !byte).collect();
-            behind.write(phys, &complement);
+            behind.write(phys, bytes);
         }
     }
 
@@ -116,6 +142,17 @@ impl Memory {
         let last = phys.checked_add((bytes as u64).saturating_sub(1));
         // Nothing here passes a page, and RAM is made of whole pages.
         self.ram.pointer(phys).is_some() && last.is_some_and(|last| self.ram.pointer(last).is_some())
+    }
+}
+
+impl Behind {
+    fn write(&self, phys: PhysAddr, bytes: &[u8]) {
+        let complement: Vec<u8> = bytes.iter().map(|byte| !byte).collect();
+        self.image.write(phys, &complement);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<(PhysAddr, [u8; LINE as usize])>> {
+        self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -136,15 +173,22 @@ mod tests {
     use iommu::arch::vtd::device::Snoop;
     use iommu::{PhysAddr, PhysRange};
 
-    use super::Memory;
+    use super::{Memory, WriteBuffers};
     use crate::ram::GuestRam;
+
+    fn memory(buffers: WriteBuffers) -> (Arc<GuestRam>, Memory) {
+        let range = PhysRange::from_len(PhysAddr::new(0), 0x2000).unwrap();
+        let ram = Arc::new(GuestRam::private(&[range]).unwrap());
+        (ram.clone(), Memory::cached(ram, buffers).unwrap())
+    }
+
+    const WORD: PhysAddr = PhysAddr::new(0x48);
+    const OTHER: PhysAddr = PhysAddr::new(0x80);
 
     #[test]
     fn what_is_not_cleaned_is_not_seen_without_snooping() {
-        let range = PhysRange::from_len(PhysAddr::new(0), 0x2000).unwrap();
-        let ram = Arc::new(GuestRam::private(&[range]).unwrap());
-        let memory = Memory::cached(ram.clone()).unwrap();
-        let (word, other) = (PhysAddr::new(0x48), PhysAddr::new(0x80));
+        let (ram, memory) = memory(WriteBuffers::None);
+        let (word, other) = (WORD, OTHER);
         ram.write(word, &7u64.to_le_bytes());
         ram.write(other, &8u64.to_le_bytes());
         assert_eq!((memory.load(word, Snoop::Yes), memory.load(word, Snoop::No)), (Some(7), Some(u64::MAX)));
@@ -155,5 +199,17 @@ mod tests {
         assert_eq!(memory.load(word, Snoop::No), Some(9));
         assert_eq!(memory.load(PhysAddr::new(0x2000), Snoop::Yes), None);
         assert_eq!(memory.load(PhysAddr::new(0x44), Snoop::Yes), None, "not aligned");
+    }
+
+    #[test]
+    fn write_buffers_keep_what_was_cleaned() {
+        let (ram, memory) = memory(WriteBuffers::Keep);
+        ram.write(WORD, &7u64.to_le_bytes());
+        memory.clean(WORD, 8);
+        assert_eq!(memory.load(WORD, Snoop::No), Some(u64::MAX));
+        memory.flush_write_buffers();
+        assert_eq!(memory.load(WORD, Snoop::No), Some(7));
+        memory.write(WORD, &8u64.to_le_bytes());
+        assert_eq!(memory.load(WORD, Snoop::No), Some(8), "a device's write does not pass them");
     }
 }

@@ -1,7 +1,23 @@
-//! The *model*: a machine in this process, with no other program.
-
-// The unit is still to come.
-#![allow(dead_code)]
+//! The *model*: a machine in this process.
+//!
+//! Guest RAM, configuration space, engines that do what QEMU's engines of the same names do, and the
+//! crate's own device half as VT-d unit. It is deterministic as long as one thread drives it: the unit
+//! makes its steps while the driver accesses registers or turns in a wait, how many a seed decides.
+//!
+//! It is stricter than QEMU's machine. Where ECAP.C says that the unit does not snoop, it sees what the
+//! driver has cleaned and nothing else; its caches keep what they may; with caching mode also what is not
+//! present.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `options` | what the unit is able to do |
+//! | `system` | processor, devices and memory put together |
+//! | `unit` | the unit, and what it stands on |
+//! | `memory` | RAM, and what lies behind the processor's caches |
+//! | `engine` | what does DMA |
+//! | `device_tlb` | the translations that an engine keeps |
+//! | `config_space` | PCI functions |
+//! | `dmar` | the firmware table |
 
 mod config_space;
 mod device_tlb;
@@ -10,19 +26,21 @@ mod engine;
 mod memory;
 mod options;
 mod system;
+mod unit;
 
 use std::sync::Arc;
 
-use iommu::arch::vtd::layout::Ecap;
+use iommu::arch::vtd::layout::{Cap, Ecap};
 use iommu::ops::Msi;
 use iommu::{PciAddress, PhysAddr, SourceId};
 
 use self::config_space::ConfigSpace;
 pub use self::device_tlb::DeviceTlb;
 use self::engine::{ModelEdu, ModelLsi, Port};
-use self::memory::Memory;
+use self::memory::{Memory, WriteBuffers};
 pub use self::options::ModelOptions;
 use self::system::System;
+use self::unit::{Surroundings, Unit};
 use crate::bus::Bus;
 use crate::devices::{DmaDevice, PciEngine};
 use crate::error::{Error, Result};
@@ -71,16 +89,22 @@ impl ModelX86 {
     ///
     /// # Errors
     /// [`Error::OutOfRam`] for a size that is not possible, [`Error::Pci`] for more bridges than there
-    /// are buses.
+    /// are buses, [`Error::Unit`] for a unit that cannot be.
     pub fn with(options: &X86Options, model: &ModelOptions) -> Result<Self> {
         let ranges = ram_ranges(options.ram_bytes)?;
         let ram = Arc::new(GuestRam::private(&ranges)?);
         let unit = options.vtd.as_ref().map(|vtd| model.config(vtd));
         let memory = match &unit {
-            Some(unit) if !unit.ecap.contains(Ecap::C) => Memory::cached(ram.clone())?,
+            Some(unit) if !unit.ecap.contains(Ecap::C) => {
+                let buffers = if unit.cap.contains(Cap::RWBF) { WriteBuffers::Keep } else { WriteBuffers::None };
+                Memory::cached(ram.clone(), buffers)?
+            }
             _ => Memory::coherent(ram.clone()),
         };
-        let system = Arc::new(System::new(ConfigSpace::new(&options.topology), memory));
+        let surroundings = Surroundings::new(memory);
+        let dmar = unit.map(|unit| dmar::dmar(&unit, VTD_BASE));
+        let unit = unit.map(|config| Unit::new(config, model.seed_value(), surroundings.clone())).transpose()?;
+        let system = Arc::new(System::new(ConfigSpace::new(&options.topology), surroundings, unit));
         let bus: Arc<dyn Bus> = system.clone();
         let config = PciConfigSpace::new(bus.clone());
         let functions = pci::assign(&config, BAR_ADDRESSES)?;
@@ -95,13 +119,12 @@ impl ModelX86 {
                 devices.push(start_engine(&system, &buffers, engine, found.node, found.function, found.requester)?);
             }
         }
-        let dmar = unit.map(|unit| dmar::dmar(&unit, VTD_BASE));
         Ok(Self { devices, names, functions, config, platform, buffers, system, dmar })
     }
 
     /// Takes the interrupts that devices and the unit have sent.
     pub fn take_interrupts(&self) -> Vec<Msi> {
-        std::mem::take(&mut *self.system.messages())
+        std::mem::take(&mut *self.system.surroundings().messages())
     }
 }
 
@@ -113,8 +136,11 @@ fn start_engine(
     function: &PciFunction,
     requester: SourceId,
 ) -> Result<Arc<dyn DmaDevice>> {
-    let tlb = node.ats.map(|_| Arc::new(DeviceTlb::new()));
-    let port = Port { system: system.clone(), address: function.address, source: requester.id() as u16, tlb };
+    let (tlb, source) = (node.ats.map(|_| Arc::new(DeviceTlb::new())), requester.id() as u16);
+    if let Some(tlb) = &tlb {
+        system.surroundings().connect(source, tlb.clone());
+    }
+    let port = Port { system: system.clone(), address: function.address, source, tlb };
     let (name, address, pool) = (&node.name, function.address, buffers.clone());
     Ok(match engine {
         Engine::Edu => Arc::new(PciEngine::new(name, address, requester, pool, |_, _| Ok(ModelEdu::new(port)))?),

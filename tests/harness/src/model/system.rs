@@ -1,6 +1,6 @@
 //! The parts of the machine between processor, devices and memory.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::Arc;
 
 use iommu::arch::vtd::device::{Answer, Request};
 use iommu::ops::Msi;
@@ -9,43 +9,47 @@ use iommu::{PciAddress, PhysAddr, Prot};
 use super::config_space::ConfigSpace;
 use super::engine::Port;
 use super::memory::Memory;
+use super::unit::{Surroundings, Unit};
 use crate::bus::{Bus, Width};
 use crate::error::Result;
+use crate::x86::VTD_BASE;
 
-/// Addresses at which a write of 4 bytes is an interrupt (VT-d 3.14).
+/// Addresses at which a write of 4 bytes is an interrupt (VT-d 3.15).
 const INTERRUPTS: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
+/// Bytes of registers that a unit has at most here.
+const REGISTER_BYTES: u64 = 1 << 16;
 
 /// What a processor and the devices of the machine reach.
 pub(super) struct System {
     config: ConfigSpace,
-    memory: Memory,
-    messages: Mutex<Vec<Msi>>,
+    surroundings: Arc<Surroundings>,
+    unit: Option<Unit>,
 }
 
 impl System {
-    pub(super) fn new(config: ConfigSpace, memory: Memory) -> Self {
-        Self { config, memory, messages: Mutex::default() }
+    pub(super) fn new(config: ConfigSpace, surroundings: Arc<Surroundings>, unit: Option<Unit>) -> Self {
+        Self { config, surroundings, unit }
     }
 
     pub(super) fn config(&self) -> &ConfigSpace {
         &self.config
     }
 
-    pub(super) fn memory(&self) -> &Memory {
-        &self.memory
+    pub(super) fn surroundings(&self) -> &Surroundings {
+        &self.surroundings
     }
 
-    /// The interrupts so far.
-    pub(super) fn messages(&self) -> MutexGuard<'_, Vec<Msi>> {
-        self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    pub(super) fn memory(&self) -> &Memory {
+        &self.surroundings.memory
     }
 
     /// Whether a write of a device is an interrupt, and not for memory at all.
     pub(super) fn take_message(&self, port: &Port, address: u64, bytes: &[u8]) -> bool {
-        let data =
-            <[u8; 4]>::try_from(bytes).ok().filter(|_| INTERRUPTS.contains(&address) && address.is_multiple_of(4));
+        let data = <[u8; 4]>::try_from(bytes).ok();
+        let data = data.filter(|_| INTERRUPTS.contains(&address) && address.is_multiple_of(4));
         if let Some(data) = data.filter(|_| port.is_master()) {
-            self.messages().push(Msi { address: PhysAddr::new(address), data: u32::from_le_bytes(data) });
+            let message = Msi { address: PhysAddr::new(address), data: u32::from_le_bytes(data) };
+            self.surroundings.messages().push(message);
         }
         data.is_some()
     }
@@ -53,16 +57,28 @@ impl System {
     /// What the unit answers; without one, addresses are physical.
     pub(super) fn translate(&self, request: &Request) -> Option<Answer> {
         let phys = PhysAddr::new(request.address);
-        Some(Answer { phys, page_bits: 63, prot: Prot::RW, enforces_snooping: false })
+        match &self.unit {
+            Some(unit) => unit.translate(request),
+            None => Some(Answer { phys, page_bits: 63, prot: Prot::RW, enforces_snooping: false }),
+        }
+    }
+
+    /// The unit, and how far from its first register `address` is.
+    fn unit_at(&self, address: PhysAddr) -> Option<(&Unit, u64)> {
+        let offset = address.as_u64().checked_sub(VTD_BASE.as_u64()).filter(|offset| *offset < REGISTER_BYTES)?;
+        Some((self.unit.as_ref()?, offset))
     }
 }
 
 impl Bus for System {
-    fn read(&self, _address: PhysAddr, width: Width) -> Result<u64> {
-        Ok(width.ones())
+    fn read(&self, address: PhysAddr, width: Width) -> Result<u64> {
+        Ok(self.unit_at(address).map_or(width.ones(), |(unit, offset)| unit.read(offset, width)))
     }
 
-    fn write(&self, _address: PhysAddr, _width: Width, _value: u64) -> Result<()> {
+    fn write(&self, address: PhysAddr, width: Width, value: u64) -> Result<()> {
+        if let Some((unit, offset)) = self.unit_at(address) {
+            unit.write(offset, width, value);
+        }
         Ok(())
     }
 
@@ -75,7 +91,12 @@ impl Bus for System {
         Ok(())
     }
 
+    fn spin(&self) {
+        self.unit.iter().for_each(Unit::run);
+        std::hint::spin_loop();
+    }
+
     fn clean(&self, start: PhysAddr, bytes: usize) {
-        self.memory.clean(start, bytes);
+        self.memory().clean(start, bytes);
     }
 }

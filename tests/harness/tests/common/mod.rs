@@ -35,7 +35,6 @@ pub(crate) fn add(suite: &mut Suite, start: Start) {
 }
 
 /// Adds the tests in which the unit translates.
-#[allow(dead_code)]
 pub(crate) fn add_translated(suite: &mut Suite, start: Start) {
     suite.test("requesters_are_as_told", move || faults::requesters_are_as_told(start));
     suite.test("workspaces_move", move || faults::workspaces_move(start));
@@ -174,11 +173,11 @@ fn two_machines_at_once(start: Start) -> TestResult {
     Ok(())
 }
 
-fn pattern(bytes: usize) -> Vec<u8> {
+pub(crate) fn pattern(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|index| (index % 251) as u8 + 1).collect()
 }
 
-fn done(outcome: DmaOutcome) -> TestResult {
+pub(crate) fn done(outcome: DmaOutcome) -> TestResult {
     if outcome == DmaOutcome::Done { Ok(()) } else { Err(TestError::failed(format!("{outcome:?}"))) }
 }
 
