@@ -4,14 +4,16 @@
 //! looks at memory and at the fault log. A case knows nothing of the kind of machine.
 
 mod aliases;
+mod differential;
 mod domains;
 mod faults;
 mod regions;
 mod rig;
 mod translation;
 
+use iommu::arch::vtd::layout::{Cap, Ecap};
 use iommu_harness::options::Bridge;
-use iommu_harness::{Machine, Node, QemuX86, Suite, TestResult, VtdOptions, X86Options};
+use iommu_harness::{Machine, ModelOptions, ModelX86, Node, QemuX86, Suite, TestResult, VtdOptions, X86Options};
 
 /// A case, and the devices that it needs.
 struct Case {
@@ -71,30 +73,93 @@ const BRIDGE_CASES: &[Case] = &[
     Case { name: "aliases::report", devices: behind_pcie_to_pci, run: aliases::report },
 ];
 
+/// A machine with a certain unit.
+#[derive(Clone)]
+struct Configuration {
+    name: &'static str,
+    vtd: VtdOptions,
+    kind: Kind,
+}
+
+/// What the machine is made of.
+#[derive(Clone)]
+enum Kind {
+    Qemu,
+    Model(ModelOptions),
+}
+
+impl Configuration {
+    const fn qemu(name: &'static str, vtd: VtdOptions) -> Self {
+        Self { name, vtd, kind: Kind::Qemu }
+    }
+
+    const fn model(name: &'static str, vtd: VtdOptions, model: ModelOptions) -> Self {
+        Self { name, vtd, kind: Kind::Model(model) }
+    }
+
+    fn start(&self, devices: Vec<Node>) -> Result<Box<dyn Machine>, iommu_harness::Error> {
+        let options = devices.into_iter().fold(X86Options::new().vtd(self.vtd), X86Options::node);
+        Ok(match &self.kind {
+            Kind::Qemu => Box::new(QemuX86::start(&options)?),
+            Kind::Model(model) => Box::new(ModelX86::with(&options, model)?),
+        })
+    }
+}
+
 fn main() {
     let mut suite = Suite::from_arguments();
-    let normal = VtdOptions::default();
-    let configurations = [
-        ("vtd", normal),
-        ("vtd-39", VtdOptions { address_bits: Some(39), ..normal }),
-        ("vtd-caching-mode", VtdOptions { caching_mode: true, ..normal }),
-        ("vtd-no-pass-through", VtdOptions { pass_through: false, ..normal }),
-        ("vtd-device-tlb", VtdOptions { device_iotlb: true, ..normal }),
-        ("vtd-scalable-unit", VtdOptions { scalable: true, ..normal }),
-    ];
-    for (machine, options) in configurations {
-        CASES.iter().for_each(|case| add(&mut suite, machine, options, case));
+    let configurations = qemu_configurations().into_iter().chain(model_configurations());
+    for configuration in configurations {
+        CASES.iter().for_each(|case| add(&mut suite, &configuration, case));
+        if ["vtd", "model"].contains(&configuration.name) {
+            BRIDGE_CASES.iter().for_each(|case| add(&mut suite, &configuration, case));
+        }
     }
-    BRIDGE_CASES.iter().for_each(|case| add(&mut suite, "vtd", normal, case));
+    for Configuration { name, vtd, .. } in qemu_configurations() {
+        for seed in 1..=2 {
+            suite.test(format!("differential::{name}::seed_{seed}"), move || differential::run(vtd, seed));
+        }
+    }
     suite.run()
 }
 
-fn add(suite: &mut Suite, machine: &str, vtd: VtdOptions, case: &'static Case) {
-    suite.test(format!("{machine}::{}", case.name), move || {
-        let options = (case.devices)().into_iter().fold(X86Options::new().vtd(vtd), X86Options::node);
-        let machine = QemuX86::start(&options)?;
+fn qemu_configurations() -> Vec<Configuration> {
+    let normal = VtdOptions::default();
+    vec![
+        Configuration::qemu("vtd", normal),
+        Configuration::qemu("vtd-39", VtdOptions { address_bits: Some(39), ..normal }),
+        Configuration::qemu("vtd-caching-mode", VtdOptions { caching_mode: true, ..normal }),
+        Configuration::qemu("vtd-no-pass-through", VtdOptions { pass_through: false, ..normal }),
+        Configuration::qemu("vtd-device-tlb", VtdOptions { device_iotlb: true, ..normal }),
+        Configuration::qemu("vtd-scalable-unit", VtdOptions { scalable: true, ..normal }),
+    ]
+}
+
+/// What QEMU's unit cannot be: strict about what was written back, forgetful, small.
+fn model_configurations() -> Vec<Configuration> {
+    let normal = VtdOptions::default();
+    let model = Configuration::model;
+    let new = ModelOptions::new;
+    vec![
+        model("model", normal, new()),
+        model("model-coherent", normal, new().with_ecap(Ecap::C)),
+        model("model-write-buffers", normal, new().with_cap(Cap::RWBF).seed(2)),
+        model("model-caching-mode", VtdOptions { caching_mode: true, ..normal }, new().seed(3)),
+        model("model-39", VtdOptions { address_bits: Some(39), ..normal }, new().seed(4)),
+        model("model-57", VtdOptions { address_bits: Some(57), ..normal }, new().seed(5)),
+        model("model-small-pages", normal, new().without_cap(Cap::LARGE_2M.union(Cap::LARGE_1G)).seed(6)),
+        model("model-no-page-selective", normal, new().without_cap(Cap::PSI).seed(7)),
+        model("model-small", normal, new().max_address_mask(0).domain_id_bits(8).fault_records(4).seed(8)),
+        model("model-no-pass-through", VtdOptions { pass_through: false, ..normal }, new().seed(9)),
+    ]
+}
+
+fn add(suite: &mut Suite, configuration: &Configuration, case: &'static Case) {
+    let configuration = configuration.clone();
+    suite.test(format!("{}::{}", configuration.name, case.name), move || {
+        let machine = configuration.start((case.devices)())?;
         machine.platform().frames().poison_freed();
-        (case.run)(&machine)?;
+        (case.run)(&*machine)?;
         assert_eq!(machine.platform().frames_in_use(), 0, "frames were lost");
         assert_eq!(machine.platform().frames().poison_violations(), [], "freed frames were written");
         Ok(())

@@ -1,0 +1,258 @@
+//! The same random operations on the model and on QEMU: the same data, the same results, the same
+//! faults. Where QEMU does otherwise than the specification, the quirk has a name.
+
+use std::time::Duration;
+
+use iommu::{Access as Kind, Domain, FaultRecord, Iova, IovaRange, Prot};
+use iommu_harness::{
+    Access, Buffer, Machine, ModelOptions, ModelX86, QemuQuirks, QemuX86, TestResult, VtdOptions, X86Options,
+};
+
+use crate::rig::{Rig, phys, range};
+
+/// Operations of one run.
+const OPERATIONS: usize = 250;
+/// IOVAs that are used: small pages here, a few large ones there.
+const SMALL: u64 = 0x10_0000;
+const SMALL_PAGES: u64 = 24;
+const LARGE: u64 = 0x4000_0000;
+const LARGE_PAGES: u64 = 1024;
+const PAGE: u64 = 4096;
+
+const DOMAINS: u64 = 3;
+const DEVICES: [&str; 2] = ["edu", "other"];
+
+/// One thing that a driver or a device does.
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    Map { domain: usize, at: IovaRange, buffer: usize, offset: u64, prot: Prot },
+    Unmap { domain: usize, at: IovaRange },
+    Protect { domain: usize, at: IovaRange, prot: Prot },
+    Cut { domain: usize, at: IovaRange },
+    Attach { device: usize, target: Target },
+    Write { device: usize, iova: Iova, bytes: usize, value: u8 },
+    Read { device: usize, iova: Iova, bytes: usize },
+    Copy { device: usize, from: Iova, to: Iova, bytes: usize },
+    Poke { device: usize, iova: Iova, access: Access },
+}
+
+/// Where a device is attached to.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    Paging(usize),
+    Blocked,
+    /// The default domain.
+    None,
+}
+
+/// What came of an operation, as far as driver and device can tell.
+#[derive(PartialEq, Eq, Debug)]
+struct Outcome {
+    result: String,
+    read: Vec<u8>,
+    faults: Vec<Fault>,
+}
+
+/// What a fault record says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Fault {
+    source: u32,
+    iova: Option<Iova>,
+    access: Kind,
+    reason: u32,
+}
+
+impl From<FaultRecord> for Fault {
+    fn from(record: FaultRecord) -> Self {
+        Self { source: record.source.id(), iova: record.iova, access: record.access, reason: record.reason }
+    }
+}
+
+/// One of the two machines.
+struct Side<'m> {
+    rig: Rig<'m>,
+    domains: Vec<Domain>,
+    /// Three of four pages each, and one of 4 MiB.
+    buffers: Vec<Buffer>,
+}
+
+impl<'m> Side<'m> {
+    fn new(machine: &'m dyn Machine) -> TestResult<Self> {
+        let buffers = [4 * PAGE, 4 * PAGE, 4 * PAGE, LARGE_PAGES * PAGE].map(|bytes| machine.buffer(bytes));
+        let buffers = buffers.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let rig = Rig::new(machine)?;
+        let mut domains = Vec::new();
+        for _ in 0..DOMAINS {
+            let domain = rig.iommu.paging_domain(&[&rig.device(DEVICES[0]), &rig.device(DEVICES[1])])?;
+            DEVICES.iter().try_for_each(|name| rig.map_workspace(&domain, name))?;
+            domains.push(domain);
+        }
+        Ok(Self { rig, domains, buffers })
+    }
+
+    fn perform(&self, operation: Operation) -> TestResult<Outcome> {
+        // Faults of one source are muted when they come fast.
+        self.rig.machine.platform().advance(Duration::from_secs(2));
+        let mut read = Vec::new();
+        let engine = |device: usize| self.rig.engine(DEVICES[device]);
+        let result = match operation {
+            Operation::Map { domain, at, buffer, offset, prot } => {
+                // SAFETY: the buffers live as long as the machine is used.
+                let mapped = unsafe { self.domains[domain].map(at, phys(&self.buffers[buffer], offset), prot) };
+                format!("{mapped:?}")
+            }
+            // SAFETY: one thread works on these domains.
+            Operation::Unmap { domain, at } => format!("{:?}", unsafe { self.domains[domain].unmap_sync(at) }),
+            // SAFETY: as above.
+            Operation::Protect { domain, at, prot } => {
+                format!("{:?}", unsafe { self.domains[domain].protect(at, prot) })
+            }
+            // SAFETY: as above.
+            Operation::Cut { domain, at } => format!("{:?}", unsafe { self.domains[domain].cut(at) }),
+            Operation::Attach { device, target } => format!("{:?}", self.attach(device, target)),
+            Operation::Write { device, iova, bytes, value } => {
+                let data: Vec<u8> = (0..bytes).map(|index| value.wrapping_add(index as u8)).collect();
+                format!("{:?}", engine(device).dma_write(iova, &data)?)
+            }
+            Operation::Read { device, iova, bytes } => {
+                read = engine(device).dma_read(iova, bytes)?;
+                String::new()
+            }
+            Operation::Copy { device, from, to, bytes } => format!("{:?}", engine(device).copy(from, to, bytes)?),
+            Operation::Poke { device, iova, access } => format!("{:?}", engine(device).poke(iova, access)?),
+        };
+        let faults = self.rig.faults().into_iter().map(Fault::from).collect();
+        Ok(Outcome { result, read, faults })
+    }
+
+    fn attach(&self, device: usize, target: Target) -> Result<(), iommu::Error> {
+        let group = self.rig.group(DEVICES[device]);
+        match target {
+            Target::Paging(domain) => self.rig.iommu.replace(&self.domains[domain], &group),
+            Target::Blocked => self.rig.iommu.replace(&self.rig.iommu.blocked_domain().clone(), &group),
+            Target::None => {
+                let domain = self.rig.iommu.domain_of(&group);
+                self.rig.iommu.detach_group(&domain, &group)
+            }
+        }
+    }
+
+    /// Whether something is mapped in the device's domain at a page.
+    fn is_mapped(&self, source: u32, iova: Iova) -> bool {
+        let device = DEVICES.iter().find(|name| self.rig.engine(name).requester().id() == source);
+        let domain = device.map(|name| self.rig.iommu.domain_of(&self.rig.group(name)));
+        domain.is_some_and(|domain| domain.walk(range(iova.as_u64(), PAGE)).next().is_some())
+    }
+}
+
+/// Random operations.
+struct Dice(u64);
+
+impl Dice {
+    /// A number below `end` (splitmix64).
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ z >> 31) % end
+    }
+
+    fn one_in(&mut self, end: u64) -> bool {
+        self.below(end) == 0
+    }
+
+    fn prot(&mut self) -> Prot {
+        [Prot::RW, Prot::RW, Prot::READ, Prot::WRITE][self.below(4) as usize]
+    }
+
+    fn iova(&mut self) -> Iova {
+        let start = if self.one_in(4) {
+            LARGE + self.below(LARGE_PAGES) * PAGE
+        } else {
+            SMALL + self.below(SMALL_PAGES) * PAGE
+        };
+        Iova::new(start + self.below(PAGE))
+    }
+
+    /// A range of pages, and a place of the same size in a buffer.
+    fn mapping(&mut self) -> (IovaRange, usize, u64) {
+        if self.one_in(4) {
+            // Aligned so that large pages are possible.
+            let (half, pages) = (self.below(2) * 512, [512, 512, 512, 16][self.below(4) as usize]);
+            let offset = self.below(2) * 512 * PAGE;
+            return (range(LARGE + half * PAGE, pages * PAGE), 3, offset);
+        }
+        let pages = 1 + self.below(4);
+        let start = self.below(SMALL_PAGES - pages);
+        (range(SMALL + start * PAGE, pages * PAGE), self.below(3) as usize, self.below(5 - pages) * PAGE)
+    }
+
+    fn operation(&mut self) -> Operation {
+        let (domain, device) = (self.below(DOMAINS) as usize, self.below(DEVICES.len() as u64) as usize);
+        let (at, buffer, offset) = self.mapping();
+        let most = if self.one_in(4) { 6000 } else { 64 };
+        let bytes = 1 + self.below(most) as usize;
+        match self.below(20) {
+            0..=4 => Operation::Map { domain, at, buffer, offset, prot: self.prot() },
+            5..=6 => Operation::Unmap { domain, at },
+            7 => Operation::Protect { domain, at, prot: self.prot() },
+            8 => Operation::Cut { domain, at: range(LARGE + self.below(LARGE_PAGES) * PAGE, PAGE) },
+            9..=10 => {
+                let target = match self.below(6) {
+                    0 => Target::Blocked,
+                    1 => Target::None,
+                    _ => Target::Paging(domain),
+                };
+                Operation::Attach { device, target }
+            }
+            11..=12 => Operation::Write { device, iova: self.iova(), bytes, value: self.below(256) as u8 },
+            13..=14 => Operation::Read { device, iova: self.iova(), bytes },
+            15 => Operation::Copy { device, from: self.iova(), to: self.iova(), bytes },
+            _ => {
+                let iova = self.iova().align_down(4);
+                let access = if self.one_in(2) { Access::Read } else { Access::Write };
+                Operation::Poke { device, iova, access }
+            }
+        }
+    }
+}
+
+/// One run.
+pub(crate) fn run(vtd: VtdOptions, seed: u64) -> TestResult {
+    let options = DEVICES.iter().fold(X86Options::new().vtd(vtd), |options, name| options.edu(name));
+    let theirs = QemuX86::start(&options)?;
+    let ours = ModelX86::with(&options, &ModelOptions::new().seed(seed))?;
+    let quirks = *theirs.quirks().expect("QEMU has quirks");
+    let (model, qemu) = (Side::new(&ours)?, Side::new(&theirs)?);
+    for (mine, other) in model.buffers.iter().zip(&qemu.buffers) {
+        assert_eq!(mine.phys(), other.phys(), "the two machines have the same memory");
+    }
+    let mut dice = Dice(seed);
+    let mut faults = 0;
+    for number in 0..OPERATIONS {
+        let operation = dice.operation();
+        let (mine, other) = (model.perform(operation)?, qemu.perform(operation)?);
+        let what = format!("operation {number}, {operation:x?}");
+        assert_eq!(mine.result, other.result, "{what}");
+        assert!(mine.read == other.read, "{what}: {:x?} on the model, {:x?} on QEMU", mine.read, other.read);
+        compare_faults(&what, &model, &quirks, &mine.faults, &other.faults);
+        faults += mine.faults.len();
+        for (index, (mine, other)) in model.buffers.iter().zip(&qemu.buffers).enumerate() {
+            assert!(mine.to_vec() == other.to_vec(), "{what}: buffer {index} differs");
+        }
+    }
+    assert!(faults > 10, "only {faults} faults: this compares little");
+    Ok(())
+}
+
+/// The model's faults and QEMU's are the same, but for what the quirks explain.
+fn compare_faults(what: &str, model: &Side<'_>, quirks: &QemuQuirks, mine: &[Fault], theirs: &[Fault]) {
+    // A page that is mapped faults for its permissions, so a translation of it may be cached.
+    let dropped = |fault: &&Fault| {
+        let mapped = fault.iova.is_some_and(|iova| model.is_mapped(fault.source, iova));
+        quirks.vtd_drops_what_a_cached_entry_forbids && mapped && !theirs.contains(fault)
+    };
+    let mine: Vec<_> = mine.iter().filter(|fault| !dropped(fault)).copied().collect();
+    assert_eq!(mine, theirs, "{what}: faults of the model, and of QEMU");
+}
