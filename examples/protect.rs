@@ -2,12 +2,12 @@
 //! not is blocked and explained.
 //!
 //! ```sh
-//! cargo run --example protect -- --qemu
+//! cargo run --example protect
 //! ```
 //!
-//! starts a PC in QEMU with a VT-d unit and the `edu` device, and programs the unit from here as a
-//! kernel would from inside. (Without the flag it does the same, until there is a model in software.)
-//! The exit status is not zero if anything is not as told.
+//! makes a PC with a VT-d unit and a device called `edu`, all of it in this process, and programs the
+//! unit as a kernel would. With `-- --qemu` it is a PC in QEMU, programmed from here as a kernel would
+//! from inside: the story is the same. The exit status is not zero if anything is not as told.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ use iommu::arch::vtd;
 use iommu::device::Trust;
 use iommu::ops::InterruptKind;
 use iommu::{Iommu, Iova, IovaRange, Policy, Prot};
-use iommu_harness::{Access, DmaOutcome, Machine, QemuX86, VtdOptions, X86Options};
+use iommu_harness::{Access, DmaOutcome, Machine, ModelX86, QemuX86, VtdOptions, X86Options};
 
 fn main() -> ExitCode {
     let flags: Vec<String> = std::env::args().skip(1).collect();
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         eprintln!("unknown argument {unknown}; usage: protect [--qemu]");
         return ExitCode::FAILURE;
     }
-    match story() {
+    match if flags.is_empty() { model() } else { qemu() }.and_then(|machine| story(&*machine)) {
         Ok(()) => {
             println!("\nEverything was as told.");
             ExitCode::SUCCESS
@@ -36,9 +36,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn story() -> Result<(), Box<dyn Error>> {
+fn options() -> X86Options {
+    X86Options::new().vtd(VtdOptions::default()).edu("edu")
+}
+
+fn model() -> Result<Box<dyn Machine>, Box<dyn Error>> {
+    Ok(Box::new(ModelX86::start(&options())?))
+}
+
+fn qemu() -> Result<Box<dyn Machine>, Box<dyn Error>> {
+    Ok(Box::new(QemuX86::start(&options())?))
+}
+
+fn story(machine: &dyn Machine) -> Result<(), Box<dyn Error>> {
     chapter("A machine");
-    let machine = QemuX86::start(&X86Options::new().vtd(VtdOptions::default()).edu("edu"))?;
     let edu = machine.device("edu");
     println!("{}, with the device edu at {}.", machine.description(), edu.address());
 
