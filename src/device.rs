@@ -6,9 +6,10 @@ use crate::error::{Error, Result};
 use crate::frames::Ref;
 use crate::group::{Group, GroupKey};
 use crate::id::{PciAddress, SourceId};
-use crate::ops::Unit;
-use crate::pci::{MAX_ALIASES, MAX_DEPTH};
+use crate::ops::{Ats, Unit};
+use crate::pci::{self, MAX_ALIASES, MAX_DEPTH};
 use crate::region::ReservedRegions;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::window::Windows;
 
 /// The most source ids under which requests of one device arrive: its own and its aliases.
@@ -102,6 +103,18 @@ pub(crate) struct DeviceIommu {
     pub(crate) group: Group,
     pub(crate) regions: ReservedRegions,
     pub(crate) windows: Windows,
+    /// Its device TLB, if that may be used.
+    pub(crate) ats: Option<DeviceAts>,
+}
+
+/// A device TLB that may be used.
+pub(crate) struct DeviceAts {
+    pub(crate) address: PciAddress,
+    pub(crate) capability: pci::Ats,
+    /// How the unit tells it.
+    pub(crate) tlb: Ats,
+    /// Whether it is on. Changed by who has claimed the group.
+    pub(crate) on: AtomicBool,
 }
 
 impl Device {
@@ -144,6 +157,13 @@ impl Device {
     /// [`Error::NoDevice`] when none does.
     pub fn unit(&self) -> Result<&Unit> {
         Ok(&self.iommu()?.unit)
+    }
+
+    /// Whether it keeps translations in a device TLB now, see [`AtsPolicy`](crate::iommu::AtsPolicy).
+    /// Any context.
+    #[doc(alias = "pci_ats_enabled")]
+    pub fn ats_enabled(&self) -> bool {
+        self.iommu().is_ok_and(|iommu| iommu.ats.as_ref().is_some_and(|ats| ats.on.load(Ordering::Relaxed)))
     }
 
     /// The devices it cannot be told apart from, itself included.

@@ -122,7 +122,7 @@ pub use fault::{
 };
 pub use group::{Group, Owner};
 pub use id::{Pasid, PciAddress, SourceId};
-pub use iommu::{BootPolicy, Iommu, Policy};
+pub use iommu::{AtsPolicy, BootPolicy, Iommu, Policy};
 pub use prot::Prot;
 pub use region::{MAX_RESERVED_REGIONS, RegionKind, ReservedRegion, ReservedRegions};
 pub use window::{MAX_WINDOWS, Window, Windows};

@@ -427,6 +427,13 @@ pub trait IommuOps: Any + Send + Sync {
         None
     }
 
+    /// Whether the device TLB of `device` can be used: the unit answers its requests, and firmware
+    /// says that nothing on the way is against it. Task.
+    fn supports_ats(&self, device: &DeviceInfo, pci: &dyn PciConfig) -> bool {
+        let _ = (device, pci);
+        false
+    }
+
     /// Whether the unit can do it; not asked for what [`traits`](Self::traits) says. Any.
     fn capable(&self, capability: Capability) -> bool;
 

@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 
+use super::ats::uses_device_tlbs;
 use super::spec::covers;
 use super::{BootPolicy, Iommu};
 use crate::addr::{Iova, IovaRange, PhysAddr};
@@ -10,7 +11,6 @@ use crate::domain::{Domain, DomainKind};
 use crate::error::{BusyReason, Error, IncompatibleReason, InvalidReason, Result, WaitReason};
 use crate::group::{Group, GroupState};
 use crate::id::SourceId;
-use crate::ops::Requester;
 use crate::platform::Platform;
 use crate::prot::Prot;
 use crate::region::{RegionKind, ReservedRegion};
@@ -122,7 +122,7 @@ impl<P: Platform> Iommu<P> {
 
 /// A group that only this processor changes. Dropping it lets others.
 pub(super) struct Claim<'a, P: Platform> {
-    iommu: &'a Iommu<P>,
+    pub(super) iommu: &'a Iommu<P>,
     group: &'a Group,
 }
 
@@ -182,21 +182,33 @@ impl<P: Platform> Claim<'_, P> {
         for device in self.members(newcomer) {
             map_direct_regions(domain, device.iommu()?, self.scope_of(domain))?;
         }
+        if !uses_device_tlbs(domain) {
+            self.members(newcomer).for_each(|device| self.turn_off(&device));
+        }
         let mut moved = 0;
         let result = self.sources(newcomer).try_for_each(|(device, source)| {
             let unit = &device.iommu()?.unit;
-            unit.attach(unit, &Requester::new(source), domain, old)?;
+            unit.attach(unit, &self.requester(source), domain, old)?;
             moved += 1;
             Ok(())
         });
-        if result.is_err() {
+        let mut lets_through = domain;
+        if let Err(error) = result {
+            // Where the hardware failed, the device that it failed for may be blocked.
+            let failed = matches!(error, Error::Fenced | Error::TimedOut(_) | Error::Invalidation { .. });
+            lets_through = if failed { &self.iommu.blocked } else { old };
+            self.members(newcomer).for_each(|device| self.turn_off(&device));
             for (device, source) in self.sources(newcomer).take(moved) {
                 if let Ok(DeviceIommu { unit, .. }) = device.iommu()
-                    && unit.attach(unit, &Requester::new(source), old, domain).is_err()
+                    && unit.attach(unit, &self.requester(source), old, domain).is_err()
                 {
-                    unit.block(unit, &Requester::new(source), domain);
+                    unit.block(unit, &self.requester(source), domain);
+                    lets_through = &self.iommu.blocked;
                 }
             }
+        }
+        if uses_device_tlbs(lets_through) {
+            self.members(newcomer).for_each(|device| self.turn_on(&device));
         }
         result
     }
@@ -207,9 +219,10 @@ impl<P: Platform> Claim<'_, P> {
             return;
         }
         let old = self.write(|state| core::mem::replace(&mut state.domain, self.iommu.blocked.clone()));
+        self.members(None).for_each(|device| self.turn_off(&device));
         for (device, source) in self.sources(None) {
             if let Ok(DeviceIommu { unit, .. }) = device.iommu() {
-                unit.block(unit, &Requester::new(source), &old);
+                unit.block(unit, &self.requester(source), &old);
             }
         }
     }
@@ -225,14 +238,15 @@ impl<P: Platform> Claim<'_, P> {
         let unit = &iommu.unit;
         let mut attached = 0;
         let result = self.own_sources(device).try_for_each(|source| {
-            unit.attach(unit, &Requester::new(source), &domain, &self.iommu.blocked)?;
+            unit.attach(unit, &self.requester(source), &domain, &self.iommu.blocked)?;
             attached += 1;
             Ok(())
         });
         if result.is_err() {
-            self.own_sources(device)
-                .take(attached)
-                .for_each(|source| unit.block(unit, &Requester::new(source), &domain));
+            let sources = self.own_sources(device).take(attached);
+            sources.for_each(|source| unit.block(unit, &self.requester(source), &domain));
+        } else if uses_device_tlbs(&domain) {
+            self.turn_on(device);
         }
         result
     }
@@ -240,8 +254,9 @@ impl<P: Platform> Claim<'_, P> {
     /// Blocks the sources of a device that leaves, but for those that another member shares.
     pub(super) fn dismiss(&self, device: &Device) {
         let domain = self.read(|state| state.domain.clone());
+        self.turn_off(device);
         if let Ok(DeviceIommu { unit, .. }) = device.iommu() {
-            self.own_sources(device).for_each(|source| unit.block(unit, &Requester::new(source), &domain));
+            self.own_sources(device).for_each(|source| unit.block(unit, &self.requester(source), &domain));
         }
     }
 
@@ -272,7 +287,7 @@ impl<P: Platform> Claim<'_, P> {
         Ok(())
     }
 
-    fn members(&self, newcomer: Option<&Device>) -> impl Iterator<Item = Device> {
+    pub(super) fn members(&self, newcomer: Option<&Device>) -> impl Iterator<Item = Device> {
         self.iommu.members(self.group).filter(move |device| Some(device) != newcomer)
     }
 

@@ -1,5 +1,6 @@
 //! The core: units, devices, groups and their domains.
 
+mod ats;
 mod attach;
 mod msi;
 mod owner;
@@ -8,6 +9,7 @@ mod spec;
 
 use core::fmt;
 
+pub use ats::AtsPolicy;
 #[cfg(feature = "vtd")]
 pub(crate) use attach::map_direct_region;
 
@@ -21,6 +23,7 @@ use crate::id::SourceId;
 use crate::ops::{Capability, DomainFeatures, DomainOps, InterruptKind, IommuOps, Msi, Stage, Unit};
 use crate::platform::Platform;
 use crate::sync::Lock;
+use crate::sync::atomic::AtomicBool;
 
 /// What a probed device may do before somebody attaches a domain or binds a driver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -44,11 +47,13 @@ pub struct Policy {
     /// Untrusted devices get a paging domain whatever this says, and a device that its unit demands
     /// another kind for gets that one.
     pub default_domain: DomainKind,
+    /// Which devices may use their device TLBs.
+    pub ats: AtsPolicy,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { boot: BootPolicy::default(), default_domain: DomainKind::Paging }
+        Self { boot: BootPolicy::default(), default_domain: DomainKind::Paging, ats: AtsPolicy::default() }
     }
 }
 
@@ -119,6 +124,8 @@ pub struct Iommu<P: Platform> {
     probing: Lock<bool>,
     blocked: Domain,
     identity: Domain,
+    /// Between `enable` and `shutdown`, but for the moments in which device TLBs must be off.
+    translating: AtomicBool,
     faults: Ref<FaultLog>,
 }
 
@@ -138,6 +145,7 @@ impl<P: Platform> Iommu<P> {
             probing: Lock::new(false),
             blocked: fixed_domain(&fixed, DomainKind::Blocked)?,
             identity: fixed_domain(&fixed, DomainKind::Identity)?,
+            translating: AtomicBool::new(false),
             faults: fault_log(&platform)?,
             platform,
         })
@@ -170,7 +178,7 @@ impl<P: Platform> Iommu<P> {
     pub fn enable(&self) -> Result<()> {
         match self.policy.boot {
             BootPolicy::Off => self.on_all_units(IommuOps::shutdown),
-            _ => self.on_all_units(IommuOps::enable),
+            _ => self.start_units(IommuOps::enable),
         }
     }
 
@@ -180,6 +188,7 @@ impl<P: Platform> Iommu<P> {
     /// # Errors
     /// As [`enable`](Self::enable).
     pub fn shutdown(&self) -> Result<()> {
+        self.stop_device_tlbs();
         self.on_all_units(IommuOps::shutdown)
     }
 
@@ -188,6 +197,7 @@ impl<P: Platform> Iommu<P> {
     /// # Errors
     /// As [`enable`](Self::enable).
     pub fn suspend(&self) -> Result<()> {
+        self.stop_device_tlbs();
         self.on_all_units(IommuOps::suspend)
     }
 
@@ -199,7 +209,9 @@ impl<P: Platform> Iommu<P> {
     /// # Errors
     /// As [`enable`](Self::enable).
     pub fn resume(&self) -> Result<()> {
-        self.on_all_units(IommuOps::resume)
+        // What they hold may be stale: they are empty when they are turned on again.
+        self.stop_device_tlbs();
+        self.start_units(IommuOps::resume)
     }
 
     /// The device that sends requests under `source`; of several behind one alias the one that was
@@ -302,6 +314,12 @@ impl<P: Platform> Iommu<P> {
     /// How many faults were lost because the log was full or their source was muted. Any context.
     pub fn lost_faults(&self) -> LostFaults {
         self.faults.lost(&self.platform)
+    }
+
+    fn start_units(&self, start: impl Fn(&dyn IommuOps) -> Result<()>) -> Result<()> {
+        self.on_all_units(start)?;
+        self.start_device_tlbs();
+        Ok(())
     }
 
     fn on_all_units(&self, operation: impl Fn(&dyn IommuOps) -> Result<()>) -> Result<()> {

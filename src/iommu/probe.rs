@@ -32,6 +32,9 @@ impl<P: Platform> Iommu<P> {
     #[doc(alias = "iommu_probe_device")]
     pub fn probe_pci(&self, pci: &dyn PciConfig, address: PciAddress, trust: Trust) -> Result<Device> {
         let function = PciFunction::read(pci, address).ok_or(Error::NoDevice)?;
+        if self.policy.boot != BootPolicy::Off {
+            self.turn_off_leftover(pci, &function);
+        }
         let bridges = pci::path(pci, address)?.iter().rev().map(|bridge| bridge.address).collect();
         let sources = pci::aliases(pci, address)?.iter().map(|alias| alias.source_id()).collect();
         pci::enable_acs(pci, address)?;
@@ -102,11 +105,12 @@ impl<P: Platform> Iommu<P> {
             Some(group) => group,
             None => self.new_group(&unit, &info, &default_spec(&unit, &windows, &regions)?)?,
         };
+        let ats = self.ats_of(&info, &unit, pci);
         // From here on nobody else changes the group, of which the device is a member at once.
         let claim = self.claim(&group)?;
         let device = self.register(DeviceSlot {
             info,
-            iommu: Some(DeviceIommu { unit, key, group: group.clone(), regions, windows }),
+            iommu: Some(DeviceIommu { unit, key, group: group.clone(), regions, windows, ats }),
         })?;
         if let Err(error) = claim.admit(&device) {
             self.forget(&device);

@@ -65,6 +65,13 @@ pub trait PciConfig: Send + Sync {
     fn quirk_aliases(&self, function: PciAddress, add: &mut dyn FnMut(u8)) {
         let _ = (function, add);
     }
+
+    /// Whether the device TLB of `function` is known not to work, so that it stays off. Such devices
+    /// are broken as well; the default knows none.
+    fn quirk_ats_broken(&self, function: PciAddress) -> bool {
+        let _ = function;
+        false
+    }
 }
 
 impl<C: PciConfig + ?Sized> PciConfig for &C {
@@ -90,5 +97,9 @@ impl<C: PciConfig + ?Sized> PciConfig for &C {
 
     fn quirk_aliases(&self, function: PciAddress, add: &mut dyn FnMut(u8)) {
         (**self).quirk_aliases(function, add);
+    }
+
+    fn quirk_ats_broken(&self, function: PciAddress) -> bool {
+        (**self).quirk_ats_broken(function)
     }
 }

@@ -13,6 +13,7 @@
 //! Bus Specification 3.0.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
+mod ats;
 mod capability;
 mod config;
 #[cfg(test)]
@@ -21,6 +22,7 @@ mod function;
 mod group;
 mod topology;
 
+pub use ats::AtsState;
 pub use capability::{Capabilities, ExtendedCapabilities, find_capability, find_extended};
 pub use config::PciConfig;
 pub use function::{Acs, AcsFlags, Ats, BusNumbers, PasidCapability, PciFunction, PciKind, Pri};

@@ -32,6 +32,7 @@ pub use time::Instant;
 
 use crate::addr::{PhysAddr, PhysRange};
 use crate::error::Result;
+use crate::pci::PciConfig;
 
 /// Bytes in a frame. Blocks of frames are powers of two of it.
 pub const FRAME_BYTES: u64 = 4096;
@@ -183,6 +184,12 @@ pub unsafe trait Platform: Clone + Send + Sync + 'static {
     /// tells none has no identity domains on units without pass-through.
     fn ram(&self, visit: &mut dyn FnMut(PhysRange)) {
         let _ = visit;
+    }
+
+    /// The configuration space, for what must be written there long after a probe: device TLBs are
+    /// turned on and off with the domains of their devices. Without it (the default) they stay off.
+    fn pci(&self) -> Option<&dyn PciConfig> {
+        None
     }
 
     /// Stores 16 bytes at once, as seen by every device, if the platform can. `None` says that it

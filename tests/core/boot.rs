@@ -1,11 +1,13 @@
 //! What a device may do before anybody asks, and who decides.
 
-use iommu::{BootPolicy, BusyReason, DomainKind, Error, Policy, Prot, RegionKind};
+use iommu::{AtsPolicy, BootPolicy, BusyReason, DomainKind, Error, Policy, Prot, RegionKind};
 
 use crate::world::{World, group, info, map, pages, source, untrusted};
 
-const OPEN: Policy = Policy { boot: BootPolicy::IdentityUntilClaimed, default_domain: DomainKind::Paging };
-const IDENTITY: Policy = Policy { boot: BootPolicy::Blocked, default_domain: DomainKind::Identity };
+const OPEN: Policy =
+    Policy { boot: BootPolicy::IdentityUntilClaimed, default_domain: DomainKind::Paging, ats: AtsPolicy::Off };
+const IDENTITY: Policy =
+    Policy { boot: BootPolicy::Blocked, default_domain: DomainKind::Identity, ats: AtsPolicy::Off };
 
 #[test]
 fn blocked_is_the_default_and_the_default_domain_translates() {

@@ -10,10 +10,10 @@ use std::sync::{Mutex, MutexGuard};
 use iommu::device::DeviceInfo;
 use iommu::domain::{Domain, DomainKind, PagingDomain};
 use iommu::frames::{IdBitmap, Ref, Slab};
-use iommu::iotlb::{CacheTag, Depth, Invalidation, Last, Tags, Ticket};
+use iommu::iotlb::{CacheTag, Depth, DeviceTlb, Invalidation, Last, Tags, Ticket};
 use iommu::ops::{
-    Capability, Coverage, DomainFeatures, DomainOps, DomainSpec, InterruptKind, IommuOps, MapFlush, Msi, Requester,
-    Stage, Unit, UnitTraits,
+    Ats, Capability, Coverage, DomainFeatures, DomainOps, DomainSpec, InterruptKind, IommuOps, MapFlush, Msi,
+    Requester, Stage, Unit, UnitTraits,
 };
 use iommu::pci::PciConfig;
 use iommu::pgtable::{Config, Format, PageSizes, PageTable, SecondStage, WalkerCoherency, X86_64};
@@ -22,6 +22,7 @@ use iommu::{
     NoSpaceReason, PhysAddr, Prot, ReservedRegion, ReservedRegions, Result, SourceId, Window, Windows,
 };
 
+use crate::pci::{Step, Tlb};
 use crate::platform::Frames;
 
 /// A domain of the second stage.
@@ -42,6 +43,7 @@ pub(crate) struct State {
     /// Reserved regions by the first source of a device.
     pub(crate) regions: BTreeMap<SourceId, Vec<ReservedRegion>>,
     pub(crate) demanded: Option<DomainKind>,
+    pub(crate) supports_ats: bool,
     /// How platform devices of this unit's number are covered.
     pub(crate) coverage: Coverage,
     /// Sources whose devices firmware names for this unit, whatever their number says.
@@ -72,7 +74,9 @@ pub(crate) struct State {
     iotlb: BTreeMap<(u32, u64), Option<Cached>>,
     /// Tables of level 0, by domain id and the bits of the IOVA above them.
     walks: BTreeMap<(u32, u64), u64>,
-    queue: Vec<(Ticket, CacheTag, Vec<IovaRange>, Depth)>,
+    /// Page by page: what devices have asked for. They ask for no page twice.
+    device_tlbs: BTreeMap<(SourceId, u64), u64>,
+    queue: Vec<(Ticket, CacheTag, Vec<DeviceTlb>, Vec<IovaRange>, Depth)>,
     tickets: u64,
 }
 
@@ -97,12 +101,20 @@ struct Cached {
     snoops: bool,
 }
 
+impl Event {
+    pub(crate) fn is_invalidation(&self) -> bool {
+        matches!(self, Self::Invalidate(..))
+    }
+}
+
 /// The unit's entry for a source; none is a block.
 #[derive(Clone)]
 struct Entry {
     domain: Domain,
     /// For a paging domain: its tag, the root of its table and its levels.
     paging: Option<(CacheTag, PhysAddr, u8)>,
+    /// The tag of the device TLB that it lets be used.
+    device: Option<CacheTag>,
     settings: Settings,
 }
 
@@ -213,6 +225,7 @@ impl FakeUnit {
                 windows: full_windows(),
                 regions: BTreeMap::new(),
                 demanded: None,
+                supports_ats: false,
                 coverage: Coverage::Named,
                 named: vec![],
                 published: 0,
@@ -232,6 +245,7 @@ impl FakeUnit {
                 sources: BTreeMap::new(),
                 iotlb: BTreeMap::new(),
                 walks: BTreeMap::new(),
+                device_tlbs: BTreeMap::new(),
                 queue: vec![],
                 tickets: 0,
             }),
@@ -329,7 +343,31 @@ impl FakeUnit {
         }
     }
 
-    fn execute(state: &mut State, tag: CacheTag, ranges: &[IovaRange], depth: Depth) {
+    /// A DMA by a device that looks into its device TLB first: where it arrives.
+    pub(crate) fn translated(&self, source: SourceId, iova: u64) -> Option<u64> {
+        if self.state().sources.get(&source)?.device.is_none() {
+            return None;
+        }
+        let page = (source, iova >> 12);
+        let cached = self.state().device_tlbs.get(&page).copied();
+        let found = cached.or_else(|| self.dma(source, iova & !0xfff, Prot::READ))?;
+        self.state().device_tlbs.insert(page, found);
+        Some(found | iova & 0xfff)
+    }
+
+    /// The device TLBs that this unit fills from a domain: ids of the devices, and how they are told.
+    pub(crate) fn device_tlbs(&self, domain: &Domain) -> Vec<(u32, Ats)> {
+        let snapshot = tags(domain).unwrap().read();
+        let mut found: Vec<_> = snapshot
+            .iter()
+            .flat_map(|(unit, tag)| snapshot.device_tlbs(unit, tag).map(|tlb| (tlb.source.id(), tlb.ats)))
+            .collect();
+        found.sort_by_key(|(id, _)| *id);
+        found
+    }
+
+    /// First the unit's own cache; a device that asks in between gets what that still holds.
+    fn execute(state: &mut State, tag: CacheTag, devices: &[DeviceTlb], ranges: &[IovaRange], depth: Depth) {
         let hit = |first: u64, last: u64| {
             ranges.is_empty() || ranges.iter().any(|r| r.start().as_u64() <= last && first <= r.last().as_u64())
         };
@@ -338,17 +376,24 @@ impl FakeUnit {
         if depth == Depth::Tables || ranges.is_empty() {
             state.walks.retain(|(id, walk), _| *id != tag.id || !covers(*walk, 21));
         }
+        let told = |source: &SourceId| devices.iter().any(|device| device.source == *source);
+        state.device_tlbs.retain(|(source, page), _| !told(source) || !covers(*page, 12));
     }
 
     /// Takes a source from what it went through: everything under its tag is invalidated, then the
     /// tag given back. If the unit does not answer the tag is kept.
     fn leave(&self, unit: &Unit, entry: Entry) {
         let (Some((tag, ..)), Some(table)) = (entry.paging, Table::of(&entry.domain)) else { return };
-        let everything = Invalidation { tag, devices: &[], ranges: &[], depth: Depth::Tables };
+        let devices: Vec<_> = entry.device.and_then(|tag| tag.device).into_iter().collect();
+        let everything = Invalidation { tag, devices: &devices, ranges: &[], depth: Depth::Tables };
         let invalidated = self.invalidate(&everything).and_then(|ticket| self.wait(ticket));
         if invalidated.is_err() {
             self.ids.quarantine(tag.id);
             return;
+        }
+        if let Some(device) = entry.device {
+            // The number is the unit's, and judged below.
+            let _ = table.tags.release(unit, device);
         }
         match table.tags.release(unit, tag) {
             Ok(Last::Yes) => self.ids.free(tag.id),
@@ -368,6 +413,15 @@ impl FakeUnit {
             }
         }
     }
+}
+
+/// The cache tags of a paging domain.
+pub(crate) fn tags(domain: &Domain) -> Option<&Tags<Frames>> {
+    Table::of(domain).map(|table| table.tags)
+}
+
+fn tlb(requester: &Requester) -> Tlb {
+    if requester.ats.is_some() { Tlb::Used } else { Tlb::Unused }
 }
 
 impl IommuOps for FakeUnit {
@@ -423,6 +477,10 @@ impl IommuOps for FakeUnit {
         self.state().demanded
     }
 
+    fn supports_ats(&self, _device: &DeviceInfo, _pci: &dyn PciConfig) -> bool {
+        self.state().supports_ats
+    }
+
     fn capable(&self, capability: Capability) -> bool {
         capability == Capability::CacheCoherency
     }
@@ -462,7 +520,7 @@ impl IommuOps for FakeUnit {
             self.block(unit, requester, old);
             return Err(Error::Fenced);
         }
-        let mut new = Entry { domain: domain.clone(), paging: None, settings: Settings::default() };
+        let mut new = Entry { domain: domain.clone(), paging: None, device: None, settings: Settings::default() };
         if domain.kind() == DomainKind::Paging {
             let table = Table::of(domain).ok_or(Error::Incompatible(IncompatibleReason::Driver))?;
             let traits = domain.ops().stage().and_then(|stage| self.traits(stage));
@@ -471,10 +529,15 @@ impl IommuOps for FakeUnit {
             // The tag is known to every unmap before the entry lets anything be cached under it.
             let tag = table.tags.acquire(unit, None, &self.ids)?;
             new.paging = Some((tag, table.root, table.levels));
+            if let Some(ats) = requester.ats {
+                let device = DeviceTlb { source, pasid: None, ats };
+                new.device = Some(table.tags.acquire_device(unit, tag, device)?);
+            }
         }
         let old = {
             let mut state = self.state();
             state.log.push(Event::Attach(source, domain.kind()));
+            self.platform.space().note(source, |id| Step::Attach(id, domain.kind(), tlb(requester)));
             // Under the lock that a refresh takes.
             new.settings = Settings::of(domain);
             match domain.kind() {
@@ -494,6 +557,7 @@ impl IommuOps for FakeUnit {
             let mut state = self.state();
             Self::check_old(&state, source, old);
             state.log.push(Event::Block(source));
+            self.platform.space().note(source, |id| Step::Block(id, tlb(requester)));
             state.sources.remove(&source)
         };
         if let Some(entry) = entry {
@@ -530,9 +594,9 @@ impl IommuOps for FakeUnit {
         state.published = self.platform.published();
         state.tickets += 1;
         let ticket = Ticket(state.tickets);
-        let Invalidation { tag, ranges, depth, .. } = *invalidation;
+        let Invalidation { tag, devices, ranges, depth } = *invalidation;
         state.log.push(Event::Invalidate(tag.id, ranges.len(), depth));
-        state.queue.push((ticket, tag, ranges.to_vec(), depth));
+        state.queue.push((ticket, tag, devices.to_vec(), ranges.to_vec(), depth));
         Ok(ticket)
     }
 
@@ -549,8 +613,8 @@ impl IommuOps for FakeUnit {
             return Err(TIMED_OUT);
         }
         let position = state.queue.iter().position(|(queued, ..)| *queued == ticket);
-        let (_, tag, ranges, depth) = state.queue.remove(position.expect("a ticket is redeemed once"));
-        Self::execute(&mut state, tag, &ranges, depth);
+        let (_, tag, devices, ranges, depth) = state.queue.remove(position.expect("a ticket is redeemed once"));
+        Self::execute(&mut state, tag, &devices, &ranges, depth);
         Ok(())
     }
 

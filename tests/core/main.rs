@@ -5,6 +5,7 @@
 //! that still works, and a table that is freed too early ends the test.
 #![cfg(not(loom))]
 
+mod ats;
 mod attach;
 mod boot;
 mod coherency;
@@ -19,6 +20,7 @@ mod limits;
 mod memory;
 mod msi;
 mod owner;
+mod pci;
 mod platform;
 mod rollback;
 mod several;

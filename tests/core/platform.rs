@@ -3,12 +3,15 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use iommu::pci::PciConfig;
 use iommu::platform::{Hosted, Instant, NoRegisters, Platform, Processor};
 use iommu::{Error, PhysAddr, Result, UnsupportedReason};
+
+use crate::pci::Space;
 
 const FRAMES: usize = 4096;
 const FRAME: usize = 4096;
@@ -30,6 +33,9 @@ struct Shared {
     clock: AtomicU64,
     /// Barriers so far.
     published: AtomicU64,
+    space: Space,
+    /// Whether the platform lends it for good.
+    lends_space: AtomicBool,
 }
 
 // SAFETY: the block is shared by design; everything else is synchronised.
@@ -51,6 +57,8 @@ impl Frames {
             until_failure: AtomicI64::new(-1),
             clock: AtomicU64::new(0),
             published: AtomicU64::new(0),
+            space: Space::default(),
+            lends_space: AtomicBool::new(true),
         }))
     }
 
@@ -72,6 +80,16 @@ impl Frames {
     /// Barriers so far.
     pub(crate) fn published(&self) -> u64 {
         self.0.published.load(Ordering::SeqCst)
+    }
+
+    /// The configuration space.
+    pub(crate) fn space(&self) -> &Space {
+        &self.0.space
+    }
+
+    /// Lends the configuration space for probes only.
+    pub(crate) fn hide_space(&self) {
+        self.0.lends_space.store(false, Ordering::SeqCst);
     }
 
     pub(crate) fn advance(&self, time: Duration) {
@@ -157,6 +175,10 @@ unsafe impl Platform for Frames {
 
     fn now(&self) -> Instant {
         Instant::from_nanos(self.0.clock.fetch_add(1000, Ordering::SeqCst))
+    }
+
+    fn pci(&self) -> Option<&dyn PciConfig> {
+        self.0.lends_space.load(Ordering::SeqCst).then_some(&self.0.space)
     }
 
     fn spin_hint(&self) {

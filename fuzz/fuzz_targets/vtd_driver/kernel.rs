@@ -37,7 +37,7 @@ pub fn run(input: &mut Input<'_>) {
     let boot = [BootPolicy::Blocked, BootPolicy::IdentityUntilClaimed, BootPolicy::Off][input.below(3)];
     let kinds = [DomainKind::Paging, DomainKind::Identity, DomainKind::Blocked];
     let default_domain = kinds[input.below(3)];
-    let Ok(iommu) = Iommu::new(Kernel, Policy { boot, default_domain }) else { return };
+    let Ok(iommu) = Iommu::new(Kernel, Policy { boot, default_domain, ..Policy::default() }) else { return };
     let table = firmware::dmar(input);
     let pci = Pci::new(input);
     for _ in 0..input.below(3) {
