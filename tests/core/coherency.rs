@@ -1,7 +1,7 @@
 //! Coherency that is enforced: every request snoops, whatever the device asks for.
 
 use iommu::domain::{Domain, DomainOptions};
-use iommu::iotlb::{DeviceTlb, Last};
+use iommu::iotlb::DeviceTlb;
 use iommu::ops::{Ats, DomainFeatures, Stage, UnitTraits};
 use iommu::{BusyReason, Device, Error, IncompatibleReason, InvalidReason, Prot};
 
@@ -137,15 +137,16 @@ fn a_unit_of_several_sources_is_told_once() {
     // Nor once more for the tag of a device's own cache.
     let paging: &FirstPaging = domain.ops().as_any().downcast_ref().unwrap();
     let unit = second.unit().unwrap();
-    let own = paging.tags().acquire(unit, None, world.unit().ids()).unwrap();
-    let tlb = DeviceTlb { source: source(2), pasid: None, ats: Ats { physical_function: 0, max_pending: 1 } };
-    let tag = paging.tags().acquire_device(unit, own, tlb).unwrap();
+    let tag = paging.tags().acquire(unit, None, world.unit().ids()).unwrap();
+    let ats = Ats { physical_function: 0, max_pending: 1 };
+    let tlb = paging.tags().acquire_device(unit, tag, DeviceTlb { source: source(2), pasid: None, ats }).unwrap();
     world.unit().take_log();
     domain.enforce_cache_coherency().unwrap();
     let told = world.unit().take_log().iter().filter(|event| matches!(event, Event::Refresh(_))).count();
     assert_eq!(told, 1);
-    assert_eq!(paging.tags().release(unit, tag), Ok(Last::Yes));
-    assert_eq!(paging.tags().release(unit, own), Ok(Last::No));
+    for tag in [tlb, tag] {
+        paging.tags().release(unit, tag).unwrap();
+    }
 }
 
 #[test]
