@@ -284,7 +284,7 @@ fn a_copy_by_the_bitmap_is_complete() {
                     written.fetch_add(1, Ordering::Relaxed);
                 }
             });
-            for _ in 0..300 {
+            for _ in 0..100 {
                 round(&read);
                 let before = written.load(Ordering::Relaxed);
                 while written.load(Ordering::Relaxed) < before + 20 {

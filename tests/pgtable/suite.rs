@@ -571,9 +571,10 @@ pub(crate) fn no_dirty_page_is_lost_to_hardware<F: Format>(format: F, levels: u8
         let mut read = || {
             let mut count = |page: IovaRange| reported[((page.start().as_u64() - start) / granule) as usize] += 1;
             setup.table.read_dirty(all, DirtyRead::Clear, &mut count).unwrap();
+            reported.iter().all(|count| *count >= 50)
         };
-        for _ in 0..2000 {
-            read();
+        while !read() {
+            std::thread::yield_now();
         }
         stop.store(true, Ordering::Relaxed);
         others.join().unwrap();
@@ -582,7 +583,6 @@ pub(crate) fn no_dirty_page_is_lost_to_hardware<F: Format>(format: F, levels: u8
         set
     });
     assert_eq!(reported, set);
-    assert!(set.iter().all(|set| *set > 0));
 }
 
 /// Leaves say that every request snoops from the moment on when it is enforced, which must be before
