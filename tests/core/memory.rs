@@ -1,8 +1,11 @@
 //! Every allocation fails once.
 
-use iommu::ops::MapFlush;
+use iommu::domain::{DirtyBitmap, DirtyRead, DirtyTracking, DomainOptions};
+use iommu::ops::{DomainFeatures, MapFlush, Stage, UnitTraits};
+use iommu::pgtable::PageSize;
 use iommu::{Device, Error, Iova, PhysAddr, PhysRange, Policy, Prot, RegionKind, Result, SourceId};
 
+use crate::fake::first_traits;
 use crate::platform::Frames;
 use crate::world::{World, group, info, map, pages, range, source, unmap};
 
@@ -32,9 +35,25 @@ fn scenario(world: &World) -> Result<()> {
     unmap(&domain, range(0x4000_0000, 0x7fff_ffff))?;
     assert_eq!(world.write(3, 0x1000), None);
     world.iommu.detach_device(&domain, &far)?;
+    migrate(world, &far)?;
     world.iommu.replace(world.iommu.identity_domain(), group(&first))?;
     world.iommu.release_device(&first)?;
     Ok(())
+}
+
+/// A domain of the first stage with everything that a domain can have.
+fn migrate(world: &World, device: &Device) -> Result<()> {
+    let options = DomainOptions { stage: Some(Stage::First), features: DomainFeatures::all() };
+    let domain = world.iommu.paging_domain_with(&[device], options)?;
+    world.iommu.attach_device(&domain, device)?;
+    map(&domain, pages(0, 64), 0x10_0000, Prot::RW)?;
+    domain.set_dirty_tracking(DirtyTracking::On)?;
+    assert!(world.units[1].dma(device.sources()[0], 0x3000, Prot::WRITE).is_some());
+    let mut words = [0];
+    let mut bitmap = DirtyBitmap::new(&mut words, Iova::new(0), PageSize::SIZE_4K)?;
+    domain.read_and_clear_dirty(pages(0, 64), DirtyRead::Clear, &mut bitmap)?;
+    assert_eq!(words, [1 << 3]);
+    world.iommu.detach_device(&domain, device)
 }
 
 /// What the core says is what the units do, and nothing is attached that the core does not know.
@@ -59,7 +78,9 @@ fn check(world: &World) {
 fn prepare(frames: &Frames, map_flush: MapFlush) -> Result<World> {
     let world = World::on(frames.clone(), 3, Policy::default())?;
     for unit in &world.units {
-        unit.state().traits.map_flush = map_flush;
+        let mut state = unit.state();
+        state.traits.map_flush = map_flush;
+        state.first = Some(UnitTraits { features: DomainFeatures::all(), map_flush, ..first_traits() });
     }
     world.reserve(2, 0x9_0000, 0x9_1fff, RegionKind::Direct);
     world.reserve(3, 0x9_8000, 0x9_8fff, RegionKind::DirectRelaxable);
