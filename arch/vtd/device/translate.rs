@@ -93,7 +93,11 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
         // "Bits 63:N are 0, where N is the largest AGAW"; a first stage of 5 levels has 57 bits, of 4 48.
         let five = cap.intersects(Cap::SAGAW_57 | Cap::FS5LP);
         let four = cap.contains(Cap::SAGAW_48) || ecap.contains(Ecap::FSTS);
-        let bits = if five { 57 } else { if four { 48 } else { 39 } };
+        let unused: u32 = match (five, four) {
+            (true, _) => 64 - 57,
+            (false, true) => 64 - 48,
+            (false, false) => 64 - 39,
+        };
         let pasid = request.pasid.filter(|_| ecap.contains(Ecap::PASID)).and_then(Pasid::new);
         let supervisor = pasid.is_some() && request.privilege == Privilege::Supervisor;
         let address_type = match request.address_type {
@@ -105,7 +109,7 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
         let record = FaultRecord {
             source: request.source,
             reason: blocked.reason,
-            address: request.address & ((1 << bits) - 1),
+            address: request.address & u64::MAX >> unused,
             access,
             address_type,
             pasid,
@@ -139,7 +143,6 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
     }
 
     /// What registers say, and what the IOTLB has for an untranslated request.
-    #[expect(clippy::type_complexity, reason = "one lock for all, and one caller")]
     fn look(&self, request: &Request) -> (View, bool, Option<TableMode>, Option<Result<Leaf, Blocked>>) {
         let retention = self.chooser.retention();
         let mut state = self.state.lock(&self.platform);
