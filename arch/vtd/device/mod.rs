@@ -24,6 +24,8 @@ mod queue;
 mod registers;
 pub mod request;
 pub mod step;
+#[cfg(test)]
+mod tests;
 mod translate;
 pub mod unit;
 pub mod walk;
