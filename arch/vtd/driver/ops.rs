@@ -21,6 +21,7 @@ use crate::pci::PciConfig;
 use crate::platform::Platform;
 use crate::prot::Prot;
 use crate::region::{RegionKind, ReservedRegion, ReservedRegions};
+use crate::sync::atomic::Ordering;
 use crate::window::Windows;
 
 /// The queue's sequence numbers begin at one.
@@ -113,6 +114,9 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
     }
 
     fn invalidate(&self, invalidation: &Invalidation<'_>) -> Result<Ticket> {
+        if !self.may_cache() {
+            return Ok(NOTHING_TO_WAIT_FOR);
+        }
         // Requests flush write buffers themselves (VT-d 6.8).
         let requests = iotlb_requests(self.capabilities(), invalidation.tag, invalidation.ranges, invalidation.depth);
         let submitted = self.queue.submit(&self.registers, &requests);
@@ -208,6 +212,7 @@ impl<P: Platform> VtdUnit<P> {
         if !own_flush && self.registers.is_translating()? && !self.registers.is_in_mode(mode) {
             self.registers.disable_translation()?;
         }
+        self.shown.store(true, Ordering::SeqCst);
         self.registers.set_root_table(self.tables.root(), mode)?;
         // With ESRTPS the unit has dropped everything by itself. That drains nothing: what is
         // quarantined is not let go before a request has.
@@ -220,6 +225,7 @@ impl<P: Platform> VtdUnit<P> {
         self.registers.disable_translation()?;
         self.queue.stop(&self.registers)?;
         // Nothing is walked now, and nothing cached is used again.
+        self.shown.store(false, Ordering::SeqCst);
         self.release_quarantined();
         Ok(())
     }

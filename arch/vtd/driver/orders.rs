@@ -105,8 +105,11 @@ impl<P: Platform> VtdUnit<P> {
         Request::Iotlb(IotlbScope::Domain(id), drain(self.capabilities()))
     }
 
-    /// Runs an order, unless the unit is off: then nothing is cached.
+    /// Runs an order, unless the unit was not given the tables, or is off: then nothing is cached.
     fn in_order(&self, wait: Site, requests: &[(Site, Request)]) -> Result<()> {
+        if !self.may_cache() {
+            return Ok(());
+        }
         match self.run(wait, requests) {
             Err(Error::Fenced) if self.is_off() => Ok(()),
             result => result,

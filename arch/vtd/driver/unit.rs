@@ -28,7 +28,7 @@ use crate::iotlb::{CacheTag, Last};
 use crate::ops::{Msi, Unit};
 use crate::pgtable::WalkerCoherency;
 use crate::platform::Platform;
-use crate::sync::atomic::{Ordering, fence};
+use crate::sync::atomic::{AtomicBool, Ordering, fence};
 use crate::sync::{Lock, Site};
 
 /// Attachments of a fenced unit whose domains could not be let go. Beyond it domains are leaked.
@@ -47,6 +47,8 @@ pub struct VtdUnit<P: Platform> {
     pub(super) tables: ManuallyDrop<ContextTables<P>>,
     /// Of scalable mode; dropped as `tables` are.
     pub(super) directories: ManuallyDrop<Option<Directories<P>>>,
+    /// Whether the unit was given the tables, and may have cached something of them.
+    pub(super) shown: AtomicBool,
     pub(super) ids: IdBitmap<P>,
     pub(super) domains: Domains<P>,
     /// What hardware may still use after an invalidation failed: released when the unit is reset.
@@ -119,6 +121,7 @@ impl<P: Platform> VtdUnit<P> {
         Ok(Self {
             tables: ManuallyDrop::new(tables),
             directories: ManuallyDrop::new(directories),
+            shown: AtomicBool::new(false),
             domains,
             platform,
             base,
@@ -288,6 +291,14 @@ impl<P: Platform> VtdUnit<P> {
     /// Flushes the write buffer, if the unit has one that needs it.
     pub(super) fn flush_write_buffer(&self, site: Site) -> Result<()> {
         if site.is_skipped() { Ok(()) } else { self.registers.flush_write_buffer() }
+    }
+
+    /// Whether the unit may have cached something of the tables as they were before the call. Until it
+    /// was given them it takes no request that is for their mode only (VT-d 6.5.2, Table 26).
+    pub(super) fn may_cache(&self) -> bool {
+        // The change before: whoever shows the tables meanwhile shows it with them.
+        fence(Ordering::SeqCst);
+        self.shown.load(Ordering::Relaxed)
     }
 
     /// Whether translation and queue are off, after [`stop`](Self::stop). Nothing needs to be
