@@ -139,6 +139,25 @@ fn a_walker_that_does_not_snoop_sees_what_was_cleaned() {
 }
 
 #[test]
+fn a_line_is_written_back_in_one_piece() {
+    let (low, high) = (DATA, PhysAddr::new(DATA.as_u64() + 8));
+    for reader in [Reader::Snoops, Reader::ReadsMemory] {
+        let mut seen: Vec<_> = (0..64)
+            .map(|seed| {
+                let memory = memory(Adversary::from_seed(seed));
+                store(&memory, high, 1);
+                memory.publish();
+                store(&memory, low, 1);
+                memory.read_pair(low, reader).unwrap()
+            })
+            .collect();
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen, [[0, 0], [0, 1], [1, 1]]);
+    }
+}
+
+#[test]
 fn write_buffers_keep_what_was_cleaned_until_they_are_flushed() {
     let memory = memory(Adversary::Stalest);
     memory.hold_write_buffers();

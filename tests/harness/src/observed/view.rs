@@ -7,7 +7,8 @@
 //! whatever a processor would do.
 //!
 //! A reader that does not snoop sees memory: there, a version hides the older ones when its line was
-//! cleaned after it. Newer ones may have got there by themselves.
+//! cleaned after it. Newer ones may have got there by themselves, with what barriers ordered before
+//! them in the same line.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -72,10 +73,13 @@ impl Word {
 
     /// Hides what is older than a version that is due.
     fn settle(&mut self, horizon: u64) {
+        self.seen = self.seen.max(self.due(horizon));
+    }
+
+    /// The newest version that a barrier not later than `horizon` has ordered.
+    fn due(&self, horizon: u64) -> usize {
         let due = |version: &Version| version.barrier_after.is_some_and(|barrier| barrier <= horizon);
-        if let Some(index) = self.versions.iter().rposition(due) {
-            self.seen = self.seen.max(index);
-        }
+        self.versions.iter().rposition(due).unwrap_or(0)
     }
 
     fn pair_at(&self, index: usize) -> Option<u64> {
@@ -285,13 +289,18 @@ impl View {
     /// As two [`read`](Self::read)s, but a store of 16 bytes is seen whole or not at all.
     pub(super) fn read_pair(&mut self, address: u64, reader: Reader) -> Option<[u64; 2]> {
         let mut indices = [self.choose(address, reader)?, self.choose(address + 8, reader)?];
-        // Newer is always allowed, so that whoever saw the half of a store sees the other half too.
+        // Newer is always allowed, so that whoever saw the half of a store sees the other half too, and
+        // what was ordered before it.
         loop {
             let mut changed = false;
             for (from, to) in [(0, 1), (1, 0)] {
                 let at = |half: usize| address + half as u64 * 8;
-                let Some(pair) = self.word(at(from))?.pair_at(indices[from]) else { continue };
-                if let Some(needed) = self.word(at(to))?.index_of_pair(pair).filter(|needed| *needed > indices[to]) {
+                let word = self.word(at(from))?;
+                let (pair, before) = (word.pair_at(indices[from]), word.versions.get(indices[from])?.barrier_before);
+                let other = self.word(at(to))?;
+                let whole = pair.and_then(|pair| other.index_of_pair(pair)).unwrap_or(0);
+                let needed = other.due(before).max(whole);
+                if needed > indices[to] {
                     indices[to] = needed;
                     changed = true;
                 }
@@ -358,6 +367,12 @@ impl View {
         }
         if reader == Reader::ReadsMemory {
             self.leave_buffers(version.step);
+            // A line is written back in one piece.
+            for other in (address & !(LINE - 1)..).step_by(8).take(LINE as usize / 8) {
+                if let Some(word) = self.word(other) {
+                    word.in_memory = word.in_memory.max(word.due(version.barrier_before));
+                }
+            }
         }
         if reader == Reader::Snoops {
             self.horizon = self.horizon.max(version.barrier_before);
