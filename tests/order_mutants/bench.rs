@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use iommu::arch::vtd::device::Retention;
 use iommu::arch::vtd::layout::{Cap, Ecap};
 use iommu::pci::PciConfig;
 use iommu::platform::{Hosted, Instant, Platform, Processor, Registers};
@@ -14,7 +15,7 @@ use iommu::{PciAddress, PhysAddr, PhysRange, Result};
 use iommu_harness::observed::{Adversary, ObservedMemory};
 use iommu_harness::{FramePool, GuestRam};
 
-use crate::standin::StandIn;
+use crate::unit::Unit;
 
 /// Registers of the unit.
 pub(crate) const BASE: u64 = 0xfed9_0000;
@@ -25,20 +26,18 @@ const TICK: Duration = Duration::from_millis(1);
 /// More than a unit does for one request.
 const SETTLED: usize = 10_000;
 
-/// How long the unit keeps what it may keep.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Retention {
-    /// For ever.
-    Keep,
-    /// Not at all: what it sees is in memory.
-    Evict,
-}
-
 /// Whether the unit acts by itself while the driver works, or only when the driver waits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Pace {
     Eager,
     Lazy,
+}
+
+/// Whether the processor stores 16 bytes at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum WideStores {
+    Some,
+    None,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,21 +47,8 @@ pub(crate) struct Setup {
     pub(crate) adversary: Adversary,
     pub(crate) retention: Retention,
     pub(crate) pace: Pace,
+    pub(crate) wide_stores: WideStores,
     pub(crate) seed: u64,
-}
-
-/// The hardware under test's other end.
-pub(crate) trait Unit: Send + Sync {
-    fn read(&self, at: usize) -> u64;
-    fn write(&self, at: usize, value: u64);
-    /// Does one thing; `false` when there is nothing to do.
-    fn step(&self) -> bool;
-    /// Where a device's request goes, if it is let through.
-    fn translate(&self, source: u16, address: u64, write: bool) -> Option<u64>;
-    /// What the driver did that it must not.
-    fn complaints(&self) -> Vec<String>;
-    /// Devices that do not answer from now on.
-    fn set_deaf(&self, sources: &[u16]);
 }
 
 /// Why a run is held against the driver.
@@ -99,7 +85,7 @@ pub(crate) struct Bench(Arc<Inner>);
 struct Inner {
     pool: FramePool,
     memory: Arc<ObservedMemory>,
-    unit: Arc<dyn Unit>,
+    unit: Arc<Unit>,
     clock: AtomicU64,
     shared: Arc<Shared>,
     setup: Setup,
@@ -119,21 +105,21 @@ impl Bench {
         if setup.cap.contains(Cap::RWBF) {
             memory.hold_write_buffers();
         }
-        let unit: Arc<dyn Unit> = Arc::new(StandIn::new(memory.clone(), &setup));
+        let unit = Arc::new(Unit::new(memory.clone(), &setup));
         let shared = Arc::new(Shared::default());
         let (of_probe, asked) = (shared.clone(), unit.clone());
         memory.set_probe(Some(Arc::new(move |_event| {
             if setup.pace == Pace::Eager {
                 asked.step();
             }
-            of_probe.ask(&*asked);
+            of_probe.ask(&asked);
         })));
         let clock = AtomicU64::new(0);
         Self(Arc::new(Inner { pool: FramePool::new(ram, range), memory, unit, clock, shared, setup }))
     }
 
-    pub(crate) fn unit(&self) -> &dyn Unit {
-        &*self.0.unit
+    pub(crate) fn unit(&self) -> &Unit {
+        &self.0.unit
     }
 
     pub(crate) fn frames_in_use(&self) -> usize {
@@ -161,6 +147,12 @@ impl Bench {
         self.watch_access(source, address, write, &[place]);
         // A device starts: everything that was ordered before is there.
         self.0.memory.told();
+        if let Some(other) =
+            self.unit().in_flight(source, address, write).into_iter().find(|other| Some(*other) != place)
+        {
+            return Err(Convicted(format!("an access to {address:#x} is still under way to {other:#x}")));
+        }
+        self.unit().land();
         self.0.shared.ask(self.unit());
         for _step in 0..SETTLED {
             if !self.unit().step() {
@@ -192,7 +184,7 @@ impl Bench {
 }
 
 impl Shared {
-    fn ask(&self, unit: &dyn Unit) {
+    fn ask(&self, unit: &Unit) {
         let watches = lock(&self.watches).clone();
         for Watch { source, address, write, allowed } in watches {
             let place = unit.translate(source, address, write);
@@ -206,7 +198,7 @@ impl Shared {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
@@ -215,20 +207,21 @@ pub(crate) struct Access(Bench);
 
 impl Registers for Access {
     fn read32(&self, offset: usize) -> u32 {
-        self.0.0.unit.read(offset) as u32
-    }
-
-    fn read64(&self, offset: usize) -> u64 {
         self.0.0.unit.read(offset)
     }
 
+    fn read64(&self, offset: usize) -> u64 {
+        self.0.0.unit.read64(offset)
+    }
+
     fn write32(&self, offset: usize, value: u32) {
-        self.write64(offset, u64::from(value));
+        self.0.0.memory.told();
+        self.0.0.unit.write(offset, value);
     }
 
     fn write64(&self, offset: usize, value: u64) {
         self.0.0.memory.told();
-        self.0.0.unit.write(offset, value);
+        self.0.0.unit.write64(offset, value);
     }
 }
 
@@ -275,6 +268,18 @@ unsafe impl Platform for Bench {
         if let Some(phys) = self.0.pool.ram().phys_of(start) {
             self.0.memory.clean(phys, bytes as u64);
         }
+    }
+
+    unsafe fn store_128(&self, target: NonNull<u128>, value: u128) -> Option<()> {
+        if self.0.setup.wide_stores == WideStores::None {
+            return None;
+        }
+        let phys = self.0.pool.ram().phys_of(target.cast())?;
+        let mut stored = None;
+        // SAFETY: passed on from the caller.
+        let mut store = || stored = unsafe { Hosted::store_128(target, value) };
+        self.0.memory.store_pair(phys, [value as u64, (value >> 64) as u64], &mut store);
+        stored
     }
 
     fn ram(&self, visit: &mut dyn FnMut(PhysRange)) {

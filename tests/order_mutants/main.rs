@@ -4,12 +4,13 @@
 
 mod bench;
 mod scenarios;
-mod standin;
+mod unit;
 
 use std::collections::BTreeMap;
 use std::panic::{self, AssertUnwindSafe};
 
-use bench::{Bench, Convicted, Pace, Retention, Setup, Verdict};
+use bench::{Bench, Convicted, Pace, Setup, Verdict};
+use iommu::arch::vtd::device::Retention;
 use iommu::sync::Site;
 use iommu::sync::site::{reached, skip};
 use iommu_harness::observed::Adversary;
@@ -25,6 +26,7 @@ fn setup(unit: UnitKind, seed: u64) -> Setup {
         ecap,
         retention: if seed & 1 == 0 { Retention::Keep } else { Retention::Evict },
         pace: if seed & 2 == 0 { Pace::Lazy } else { Pace::Eager },
+        wide_stores: unit.wide_stores(),
         adversary: Adversary::from_seed(seed >> 2),
         seed,
     }

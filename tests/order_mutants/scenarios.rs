@@ -8,7 +8,7 @@ use iommu::arch::vtd::layout::{Cap, Descriptor, DomainId, Ecap};
 use iommu::device::Trust;
 use iommu::{Device, Domain, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot};
 
-use crate::bench::{BASE, Bench, Convicted, Functions, Verdict};
+use crate::bench::{BASE, Bench, Convicted, Functions, Verdict, WideStores};
 
 /// A way of using the driver, and the units that it is for.
 pub(crate) struct Scenario {
@@ -28,22 +28,51 @@ pub(crate) enum UnitKind {
     CachingMode,
     /// Has write buffers to be flushed, and does not snoop.
     WriteBuffers,
+    /// Scalable mode, first and second stage, and a processor that stores 16 bytes at once.
+    Scalable,
+    /// The same without such stores.
+    ScalableNarrow,
+    /// Scalable mode that does not snoop.
+    ScalableNonCoherent,
+    /// Scalable mode that caches what is absent.
+    ScalableCachingMode,
+    /// Scalable mode with write buffers.
+    ScalableWriteBuffers,
 }
 
 impl UnitKind {
     pub(crate) fn registers(self) -> (Cap, Ecap) {
         let cap = Cap::from_bits_retain(0x00d2_008c_222f_0606) | Cap::PLMR;
-        let ecap = Ecap::from_bits_retain(0x00f0_0f00) | Ecap::C | Ecap::QI | Ecap::PT;
+        let ecap = Ecap::from_bits_retain(0x00f0_0f00) | Ecap::C | Ecap::QI | Ecap::PT | Ecap::IR;
+        let scalable = Ecap::SMTS | Ecap::SSTS | Ecap::FSTS | Ecap::SSADS | Ecap::PASID | Ecap::SC;
         match self {
             Self::Plain => (cap, ecap),
             Self::NonCoherent => (cap, ecap - Ecap::C),
             Self::CachingMode => (cap | Cap::CM, ecap),
             Self::WriteBuffers => (cap | Cap::RWBF, ecap - Ecap::C),
+            Self::Scalable | Self::ScalableNarrow => (cap, ecap | scalable | Ecap::SMPWCS),
+            Self::ScalableNonCoherent => (cap, (ecap | scalable) - Ecap::C),
+            Self::ScalableCachingMode => (cap | Cap::CM, ecap | scalable | Ecap::SMPWCS),
+            Self::ScalableWriteBuffers => (cap | Cap::RWBF, (ecap | scalable) - Ecap::C),
         }
+    }
+
+    pub(crate) fn wide_stores(self) -> WideStores {
+        if self == Self::ScalableNarrow { WideStores::None } else { WideStores::Some }
     }
 }
 
-const ALL: &[UnitKind] = &[UnitKind::Plain, UnitKind::NonCoherent, UnitKind::CachingMode, UnitKind::WriteBuffers];
+const ALL: &[UnitKind] = &[
+    UnitKind::Plain,
+    UnitKind::NonCoherent,
+    UnitKind::CachingMode,
+    UnitKind::WriteBuffers,
+    UnitKind::Scalable,
+    UnitKind::ScalableNarrow,
+    UnitKind::ScalableNonCoherent,
+    UnitKind::ScalableCachingMode,
+    UnitKind::ScalableWriteBuffers,
+];
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "bring-up", units: ALL, run: bring_up },
@@ -150,10 +179,11 @@ fn bring_up(bench: &Bench) -> Verdict {
 }
 
 fn protected_memory(bench: &Bench) -> Verdict {
-    bench.unit().write(offset::PMEN, u64::from(PMEN_EPM));
+    bench.unit().write(offset::PMEN, PMEN_EPM);
     while bench.unit().step() {}
-    let world = World::boot(bench)?;
-    let status = bench.unit().read(offset::PMEN) as u32;
+    let world = World::prepare(bench)?;
+    world.iommu.enable()?;
+    let status = bench.unit().read(offset::PMEN);
     if status & PMEN_PRS != 0 {
         return Err(Convicted("memory is still protected after enable returned".into()));
     }
@@ -396,12 +426,12 @@ fn second_kernel(bench: &Bench) -> Verdict {
     bench.settled(SECOND, AT, None)?;
     // It dies amid its work.
     std::mem::forget((before, domain));
-    bench.unit().write(offset::GCMD, u64::from((Global::TE | Global::QIE | Global::IRE).bits()));
+    bench.unit().write(offset::GCMD, (Global::TE | Global::QIE | Global::IRE).bits());
     while bench.unit().step() {}
     bench.watch(FIRST, AT, &[None, Some(0x1000_0000)]);
     bench.watch(FIRST, RESERVED, &[Some(RESERVED), None]);
     let world = World::prepare(bench)?;
-    let status = Global::from_bits_retain(bench.unit().read(offset::GSTS) as u32);
+    let status = Global::from_bits_retain(bench.unit().read(offset::GSTS));
     if status.contains(Global::IRE) {
         return Err(Convicted("interrupts are still remapped".into()));
     }
@@ -430,9 +460,12 @@ fn shutdown(bench: &Bench) -> Verdict {
     bench.settled(FIRST, AT, Some(0x1000_0000))?;
     bench.watch(FIRST, AT, &[Some(AT), Some(0x1000_0000)]);
     world.iommu.shutdown()?;
+    // Nothing drains what was translated before.
+    bench.unit().land();
     bench.settled(FIRST, AT, Some(AT))?;
     // Nothing is invalidated while the unit is off.
     bench.watch_nothing();
+    bench.unit().land();
     unmap(&domain, AT, 0x1000)?;
     map(&domain, AT, 0x2000_0000, 0x1000)?;
     bench.watch(FIRST, AT, &[Some(AT), Some(0x2000_0000)]);
@@ -453,6 +486,7 @@ fn suspend(bench: &Bench) -> Verdict {
     bench.settled(FIRST, AT, Some(0x1000_0000))?;
     bench.watch(FIRST, AT, &[Some(AT), Some(0x1000_0000)]);
     world.iommu.suspend()?;
+    bench.unit().land();
     bench.settled(FIRST, AT, Some(AT))?;
     bench.watch(FIRST, AT, &[Some(AT), Some(0x1000_0000)]);
     world.iommu.resume()?;
