@@ -131,13 +131,21 @@ fn qemu_configurations() -> Vec<Configuration> {
         Configuration::qemu("vtd-caching-mode", VtdOptions { caching_mode: true, ..normal }),
         Configuration::qemu("vtd-no-pass-through", VtdOptions { pass_through: false, ..normal }),
         Configuration::qemu("vtd-device-tlb", VtdOptions { device_iotlb: true, ..normal }),
-        Configuration::qemu("vtd-scalable-unit", VtdOptions { scalable: true, ..normal }),
+        Configuration::qemu("vtd-scalable", VtdOptions { scalable: true, ..normal }),
+        Configuration::qemu("vtd-scalable-caching-mode", VtdOptions { caching_mode: true, scalable: true, ..normal }),
+        Configuration::qemu("vtd-first-stage", VtdOptions { first_stage: true, ..normal }),
+        Configuration::qemu(
+            "vtd-first-stage-no-pass-through",
+            VtdOptions { first_stage: true, pass_through: false, ..normal },
+        ),
     ]
 }
 
 /// What QEMU's unit cannot be: strict about what was written back, forgetful, small.
 fn model_configurations() -> Vec<Configuration> {
     let normal = VtdOptions::default();
+    let scalable = VtdOptions { scalable: true, ..normal };
+    let first_stage = VtdOptions { first_stage: true, ..normal };
     let model = Configuration::model;
     let new = ModelOptions::new;
     vec![
@@ -151,6 +159,13 @@ fn model_configurations() -> Vec<Configuration> {
         model("model-no-page-selective", normal, new().without_cap(Cap::PSI).seed(7)),
         model("model-small", normal, new().max_address_mask(0).domain_id_bits(8).fault_records(4).seed(8)),
         model("model-no-pass-through", VtdOptions { pass_through: false, ..normal }, new().seed(9)),
+        model("model-scalable", scalable, new().seed(10)),
+        model("model-scalable-coherent", scalable, new().with_ecap(Ecap::C | Ecap::SMPWCS).seed(11)),
+        model("model-scalable-write-buffers", scalable, new().with_cap(Cap::RWBF).seed(12)),
+        model("model-scalable-caching-mode", VtdOptions { caching_mode: true, ..scalable }, new().seed(13)),
+        model("model-first-stage", first_stage, new().seed(14)),
+        model("model-first-stage-caching-mode", VtdOptions { caching_mode: true, ..first_stage }, new().seed(15)),
+        model("model-both-stages", scalable, new().with_ecap(Ecap::FSTS).seed(16)),
     ]
 }
 

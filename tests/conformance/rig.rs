@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use iommu::arch::vtd;
 use iommu::device::Trust;
-use iommu::ops::InterruptKind;
+use iommu::ops::{InterruptKind, Stage};
 use iommu::{
     Access, Device, Domain, Error, FaultKind, FaultRecord, Group, Iommu, Iova, IovaRange, PhysAddr, Policy, Prot,
 };
@@ -131,12 +131,17 @@ impl<'m> Rig<'m> {
         let engine = self.engine(name);
         let data: Vec<u8> = (0..bytes).map(|index| (index * 7 + 3) as u8).collect();
         let _ = engine.dma_write(iova, &data).expect("the device can express it");
-        assert_eq!(buffer.read(offset, bytes), data, "{name} wrote at {iova}");
+        assert_eq!(buffer.read(offset, bytes), data, "{name} wrote at {iova}: {:?}", self.faults());
         let other: Vec<u8> = data.iter().map(|byte| !byte).collect();
         buffer.write(offset, &other);
         assert_eq!(engine.dma_read(iova, bytes).expect("the device can express it"), other, "{name} read at {iova}");
         assert_eq!(self.faults(), []);
     }
+}
+
+/// Whether the domain's table is in the format of the processor's own.
+pub(crate) fn is_first_stage(domain: &Domain) -> bool {
+    domain.ops().stage() == Some(Stage::First)
 }
 
 /// Maps a whole buffer at `iova`.

@@ -4,7 +4,7 @@ use iommu::pgtable::{PageSize, PageSizes};
 use iommu::{Domain, Error, Iova, PhysRange, Prot};
 use iommu_harness::{Access, Machine, TestResult};
 
-use crate::rig::{Rig, map, phys, range, unmap};
+use crate::rig::{Rig, is_first_stage, map, phys, range, unmap};
 
 /// Pages of 4 KiB that lie apart in memory, side by side for the device.
 pub(crate) fn small_pages(machine: &dyn Machine) -> TestResult {
@@ -75,7 +75,9 @@ pub(crate) fn long_copy(machine: &dyn Machine) -> TestResult {
         // SAFETY: the buffers outlive the copy.
         unsafe { domain.map(there, phys(&from, (15 - page) * 0x1000), Prot::READ) }?;
     }
-    map(&domain, 0x30_0000, &to, Prot::WRITE)?;
+    // The first stage cannot forbid reading.
+    let prot = if is_first_stage(&domain) { Prot::RW } else { Prot::WRITE };
+    map(&domain, 0x30_0000, &to, prot)?;
     for page in 0..16u8 {
         from.write(u64::from(page) * 0x1000, &[page + 1; 0x1000]);
     }

@@ -59,13 +59,10 @@ impl Translation {
 
     /// The PASID entry (VT-d 9.6).
     pub(super) fn pasid_entry(self, capabilities: &Capabilities) -> PasidEntry {
+        let width = capabilities.widest().unwrap_or(AddressWidth::Bits48);
         let entry = match self.path {
-            // Units of older revisions want a legal width here.
-            Path::PassThrough => {
-                let width = capabilities.widest().unwrap_or(AddressWidth::Bits48);
-                return PasidEntry::pass_through(width, self.id);
-            }
-            Path::FirstStage { table, levels } => PasidEntry::first_stage(table, levels, self.id),
+            Path::PassThrough => return PasidEntry::pass_through(width, self.id),
+            Path::FirstStage { table, levels } => PasidEntry::first_stage(table, levels, self.id).with_width(width),
             Path::SecondStage { table, width } => PasidEntry::second_stage(table, width, self.id),
         };
         let entry = if capabilities.snoops_page_walks() { entry.with_page_walk_snoop() } else { entry };

@@ -315,6 +315,13 @@ impl PasidEntry {
         Self { words: [low, domain.as_u16() as u64, 0, 0, 0, 0, 0, 0] }
     }
 
+    /// The same entry with this AW, which hardware ignores without a second stage. Units that follow
+    /// revisions before 3.0, and emulations, look at it all the same.
+    pub const fn with_width(self, width: AddressWidth) -> Self {
+        let [low, second, third, fourth, fifth, sixth, seventh, eighth] = self.words;
+        Self { words: [low & !0x1c | (width as u64) << 2, second, third, fourth, fifth, sixth, seventh, eighth] }
+    }
+
     /// The same entry, its page tables snooped by the walker (PWSNP; needs ECAP.SMPWCS).
     pub const fn with_page_walk_snoop(self) -> Self {
         self.with(0, Self::PWSNP)

@@ -59,6 +59,10 @@ impl QemuX86 {
         }
         let binary = Binary::find(Target::X86_64)?;
         let quirks = QemuQuirks::of(binary.version());
+        if options.vtd.is_some_and(|vtd| vtd.first_stage) && !quirks.vtd_has_first_stage {
+            let what = format!("QEMU {} has no first stage", binary.version());
+            return Err(Error::Unavailable { what, remedy: "QEMU 10" });
+        }
         let ranges = ram_ranges(options.ram_bytes)?;
         // QEMU has opened everything in here once it answers, so the directory goes when this returns.
         let directory = TempDir::new()?;
