@@ -12,6 +12,7 @@ use iommu::arch::vtd::driver::{Queue, QueueConfig, UnitRegisters};
 use iommu::arch::vtd::layout::Descriptor;
 use iommu::arch::vtd::layout::descriptors::{ContextScope, DeviceRange, Drain, IotlbScope, Request, WaitFlags};
 use iommu::arch::vtd::layout::registers::{FaultStatus, Global, PMEN_EPM, TableMode, offset};
+use iommu::pci::PciConfig;
 use iommu::platform::{Hosted, Instant, Platform, Registers};
 use iommu::{PhysAddr, PhysRange, Result};
 
@@ -77,6 +78,8 @@ pub(crate) struct Frames {
 pub(crate) struct Machine {
     frames: Arc<Mutex<Frames>>,
     hardware: Arc<Mutex<Hardware>>,
+    /// The configuration space that the platform lends.
+    pub(crate) space: Option<Arc<dyn PciConfig>>,
     origin: std::time::Instant,
 }
 
@@ -109,7 +112,7 @@ impl Machine {
             gone: None,
             frames: frames.clone(),
         };
-        Self { frames, hardware: Arc::new(Mutex::new(hardware)), origin: std::time::Instant::now() }
+        Self { frames, hardware: Arc::new(Mutex::new(hardware)), space: None, origin: std::time::Instant::now() }
     }
 
     pub(crate) fn hardware(&self) -> MutexGuard<'_, Hardware> {
@@ -162,6 +165,10 @@ unsafe impl Platform for Machine {
 
     fn now(&self) -> Instant {
         Instant::from_nanos(self.origin.elapsed().as_nanos() as u64)
+    }
+
+    fn pci(&self) -> Option<&dyn PciConfig> {
+        self.space.as_deref()
     }
 
     fn spin_hint(&self) {

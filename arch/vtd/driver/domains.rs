@@ -211,7 +211,12 @@ impl<P: Platform> VtdUnit<P> {
     pub(super) fn translation(&self, unit: &Unit, domain: &Domain) -> Result<Translation> {
         if domain.kind() == DomainKind::Identity && self.capabilities().ecap.contains(Ecap::PT) {
             let features = DomainFeatures::empty();
-            return Ok(Translation { path: Path::PassThrough, id: PASS_THROUGH_ID, features });
+            return Ok(Translation {
+                path: Path::PassThrough,
+                id: PASS_THROUGH_ID,
+                features,
+                serves_device_tlb: false,
+            });
         }
         let domain = self.translated(domain)?;
         let paging = Paging::<P>::of(&domain).ok_or(Error::Incompatible(IncompatibleReason::Driver))?;
@@ -222,7 +227,12 @@ impl<P: Platform> VtdUnit<P> {
         let tag = paging.tags().acquire(unit, pasid, &self.ids)?;
         // Looked at with the tag taken: what is demanded can grow.
         match paging.traits().check_attach(width, unit_traits) {
-            Ok(()) => Ok(Translation { path, id: DomainId::new(tag.id as u16), features: domain.ops().features() }),
+            Ok(()) => Ok(Translation {
+                path,
+                id: DomainId::new(tag.id as u16),
+                features: domain.ops().features(),
+                serves_device_tlb: false,
+            }),
             Err(error) => {
                 self.release(unit, &domain, Some(tag));
                 Err(error)

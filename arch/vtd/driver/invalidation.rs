@@ -117,7 +117,7 @@ fn exact_blocks(range: IovaRange, max_mask: u8) -> Option<heapless::Vec<(Iova, u
 }
 
 /// The one block that is aligned to its size and covers the range.
-fn covering_block(range: IovaRange) -> (Iova, u8) {
+pub(super) fn covering_block(range: IovaRange) -> (Iova, u8) {
     let (first, last) = (range.start().as_u64() >> PAGE_BITS, range.last().as_u64() >> PAGE_BITS);
     let mask = 64u32.wrapping_sub((first ^ last).leading_zeros());
     let aligned = first.checked_shr(mask).and_then(|block| block.checked_shl(mask)).unwrap_or(0);

@@ -15,12 +15,14 @@
 //! | `translation` | what an entry says, whichever mode it is for |
 //! | `legacy`, `scalable` | how an entry changes, in either mode |
 //! | `orders` | what is invalidated after which change |
+//! | `device_tlb` | the caches in devices, and devices that do not answer |
 //! | `ops` | the unit as the core sees it |
 //! | `faults` | the fault recording registers |
 //! | `firmware` | the DMAR table, kept for devices that come later |
 
 pub mod capabilities;
 mod context;
+mod device_tlb;
 mod domains;
 pub mod faults;
 mod firmware;

@@ -79,6 +79,10 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         Ok(())
     }
 
+    fn supports_ats(&self, device: &DeviceInfo, pci: &dyn PciConfig) -> bool {
+        self.serves_device_tlb(device, pci)
+    }
+
     fn capable(&self, capability: Capability) -> bool {
         match capability {
             // DMA snoops on this architecture unless a device asks otherwise.
@@ -97,11 +101,11 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
     }
 
     fn attach(&self, unit: &Unit, requester: &Requester, domain: &Domain, old: &Domain) -> Result<()> {
-        self.set_domain(unit, requester.source.id() as u16, domain, old)
+        self.set_domain(unit, requester, domain, old)
     }
 
     fn block(&self, unit: &Unit, requester: &Requester, old: &Domain) {
-        if self.set_blocked(unit, requester.source.id() as u16, old).is_err() {
+        if self.set_blocked(unit, requester, old).is_err() {
             // The entry is not present and its domain is quarantined; the unit is fenced if it has
             // stopped answering. Nothing more can be done before it is reset.
             #[cfg(feature = "log")]
@@ -109,8 +113,9 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         }
     }
 
-    fn refresh(&self, _unit: &Unit, tag: CacheTag, domain: &Domain) -> Result<()> {
-        self.refresh_entries(tag, domain)
+    fn refresh(&self, unit: &Unit, tag: CacheTag, domain: &Domain) -> Result<()> {
+        self.refresh_entries(tag, domain)?;
+        self.empty_device_tlbs(unit, tag, domain)
     }
 
     fn invalidate(&self, invalidation: &Invalidation<'_>) -> Result<Ticket> {
@@ -119,7 +124,10 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         }
         // Requests flush write buffers themselves (VT-d 6.8).
         let requests = iotlb_requests(self.capabilities(), invalidation.tag, invalidation.ranges, invalidation.depth);
-        let submitted = self.queue.submit(&self.registers, &requests);
+        let submitted = match invalidation.devices {
+            [] => self.queue.submit(&self.registers, &requests),
+            _ => self.submit_with_devices(&requests, invalidation),
+        };
         match self.fence_with_queue(submitted) {
             Ok(ticket) => Ok(Ticket(ticket.sequence)),
             Err(Error::Fenced) if self.is_off() => Ok(NOTHING_TO_WAIT_FOR),
@@ -140,6 +148,7 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
             Ok(()) | Err(Error::Busy(BusyReason::InUse)) => {}
             Err(error) => return Err(error),
         }
+        self.retry_fenced_devices()?;
         self.unfence();
         if let Err(error) = self.install_tables() {
             // What is still cached must not meet entries that were let through again.

@@ -78,6 +78,25 @@ impl<P: Platform> VtdUnit<P> {
         )
     }
 
+    /// What a context entry leads to, of a device whose entry was made absent as a whole ("Changes to a
+    /// scalable-mode context-table entry"); nothing is cached by domain if nothing was present in it.
+    pub(super) fn forget_device(&self, source: u16, cached: Option<Cached>) -> Result<()> {
+        let id = cached.map_or(ABSENT_ID, |cached| cached.id);
+        let context = (site::DEVICE_CONTEXT, of_device(id, source));
+        let pasid = (site::DEVICE_PASID, Request::PasidCache(PasidScope::Domain(id)));
+        let iotlb = (site::DEVICE_IOTLB, self.of_domain(id));
+        match (cached, self.mode()) {
+            (None, _) => self.in_order(site::DEVICE_WAIT, &[context]),
+            (_, TableMode::Scalable) => self.in_order(site::DEVICE_WAIT, &[context, pasid, iotlb]),
+            _ => self.in_order(site::DEVICE_WAIT, &[context, iotlb]),
+        }
+    }
+
+    /// Scalable mode, a context entry made present again, in caching mode.
+    pub(super) fn forget_absent_device(&self, source: u16) -> Result<()> {
+        self.in_order(site::DEVICE_ABSENT_WAIT, &[(site::DEVICE_ABSENT, of_device(ABSENT_ID, source))])
+    }
+
     /// Everything, under a new root table (6.6).
     pub(super) fn forget_everything(&self) -> Result<()> {
         let context = (site::TABLES_CONTEXT, Request::Context(ContextScope::Global));
@@ -106,7 +125,7 @@ impl<P: Platform> VtdUnit<P> {
     }
 
     /// Runs an order, unless the unit was not given the tables, or is off: then nothing is cached.
-    fn in_order(&self, wait: Site, requests: &[(Site, Request)]) -> Result<()> {
+    pub(super) fn in_order(&self, wait: Site, requests: &[(Site, Request)]) -> Result<()> {
         if !self.may_cache() {
             return Ok(());
         }

@@ -11,6 +11,7 @@ use crate::domain::Domain;
 use crate::error::Result;
 use crate::frames::{RadixMap, Ref, Registry};
 use crate::iotlb::CacheTag;
+use crate::ops::Requester;
 use crate::pgtable::WalkerCoherency;
 use crate::platform::Platform;
 use crate::sync::atomic::{Ordering, fence};
@@ -42,7 +43,12 @@ impl<P: Platform> Directories<P> {
     /// A context entry that leads here blocks as one that is absent does, as long as the PASID entries
     /// are absent: it is published once, and stays. What caches hold of its absence goes with that of
     /// the PASID entry.
-    pub(super) fn find_or_make(&self, requester: u16, contexts: &ContextTables<P>) -> Result<Ref<PasidDirectory<P>>> {
+    pub(super) fn find_or_make(
+        &self,
+        requester: &Requester,
+        contexts: &ContextTables<P>,
+    ) -> Result<Ref<PasidDirectory<P>>> {
+        let (requester, ats) = (requester.source.id() as u16, requester.ats);
         let directory = match self.find(requester) {
             Some(directory) => directory,
             None => self.make(requester)?,
@@ -52,7 +58,8 @@ impl<P: Platform> Directories<P> {
         let context = contexts.find_or_make(requester)?;
         // Neither present nor fenced.
         if context.read::<[u64; 2]>() == [0; 2] {
-            context.publish(ScalableContextEntry::new(directory.phys(), directory.size()));
+            let entry = ScalableContextEntry::new(directory.phys(), directory.size());
+            context.publish(if ats.is_some() { entry.with_device_tlb() } else { entry });
         }
         Ok(directory)
     }
@@ -110,6 +117,24 @@ impl<P: Platform> VtdUnit<P> {
         let gone = before.map_or(Ok(()), |cached| self.forget_pasid_entry(requester, cached));
         slot.clear();
         Changed { before, gone, shown: None }
+    }
+
+    /// Lets the context entry of a requester say whether its device TLB may be used (DTE). That changes
+    /// only if another device has come in the place of one, and takes a way through absent.
+    pub(super) fn permit_device_tlb(&self, requester: &Requester, cached: Option<Cached>) -> Result<()> {
+        let source = requester.source.id() as u16;
+        let Some(context) = self.tables.find(source) else { return Ok(()) };
+        let entry: ScalableContextEntry = context.read();
+        if entry.permits_device_tlb() == requester.ats.is_some() {
+            return Ok(());
+        }
+        let new = context.withdraw().unwrap_or(entry).without_device_tlb();
+        let gone = self.forget_device(source, cached);
+        context.clear();
+        // If it is not known to be gone, the next attach finds it absent.
+        gone?;
+        context.publish(if requester.ats.is_some() { new.with_device_tlb() } else { new });
+        if self.capabilities().caches_absent() { self.forget_absent_device(source) } else { Ok(()) }
     }
 
     pub(super) fn pasid_entry(&self, translation: Translation) -> PasidEntry {

@@ -110,6 +110,17 @@ sites! {
     ABSENT_PASID_CACHE_NEW = "VT-d: PASID cache, as it is now, of a PASID entry made present";
     ABSENT_PASID_IOTLB = "VT-d: IOTLB, of a PASID entry made present";
     ABSENT_PASID_WAIT = "VT-d: wait for the caches, of a PASID entry made present";
+    WITHDRAW_DEVICE = "VT-d: device TLB, of an entry that was changed";
+    WITHDRAW_DEVICE_WAIT = "VT-d: wait for the device TLB, of an entry that was changed";
+    REFRESH_DEVICE = "VT-d: device TLBs, of bits of a PASID entry";
+    REFRESH_DEVICE_WAIT = "VT-d: wait for the device TLBs, of bits of a PASID entry";
+    DEVICE_TLBS = "VT-d: device TLBs, of what was unmapped";
+    DEVICE_CONTEXT = "VT-d: context cache, of a device that is fenced or may use its TLB otherwise";
+    DEVICE_PASID = "VT-d: PASID cache, of a device that is fenced or may use its TLB otherwise";
+    DEVICE_IOTLB = "VT-d: IOTLB, of a device that is fenced or may use its TLB otherwise";
+    DEVICE_WAIT = "VT-d: wait for the caches, of a device that is fenced or may use its TLB otherwise";
+    DEVICE_ABSENT = "VT-d: context cache, of a device that may use its TLB otherwise";
+    DEVICE_ABSENT_WAIT = "VT-d: wait for the context cache, of a device that may use its TLB otherwise";
     TABLES_CONTEXT = "VT-d: context cache, all of it, under a new root table";
     TABLES_PASID = "VT-d: PASID cache, all of it, under a new root table";
     TABLES_IOTLB = "VT-d: IOTLB, all of it, under a new root table";

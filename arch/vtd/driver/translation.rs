@@ -41,6 +41,8 @@ pub(super) struct Translation {
     pub(super) id: DomainId,
     /// What the domain has switched on.
     pub(super) features: DomainFeatures,
+    /// Whether requests of device TLBs are served; in scalable mode the context entry says so.
+    pub(super) serves_device_tlb: bool,
 }
 
 impl Translation {
@@ -48,7 +50,9 @@ impl Translation {
     pub(super) fn context_entry(self, capabilities: &Capabilities) -> ContextEntry {
         match (self.path, capabilities.widest()) {
             (Path::SecondStage { table, width }, _) => {
-                ContextEntry::new(TranslationType::Untranslated, table, width, self.id)
+                let kind =
+                    if self.serves_device_tlb { TranslationType::DeviceTlb } else { TranslationType::Untranslated };
+                ContextEntry::new(kind, table, width, self.id)
             }
             (Path::PassThrough, Some(width)) => {
                 ContextEntry::new(TranslationType::PassThrough, PhysAddr::new(0), width, self.id)

@@ -8,6 +8,7 @@ use core::mem::ManuallyDrop;
 
 use super::capabilities::Capabilities;
 use super::context::{Context, ContextTables};
+use super::device_tlb::FencedDevices;
 use super::domains::{Domains, tags_of};
 use super::faults::FaultLog;
 use super::firmware::Firmware;
@@ -25,7 +26,7 @@ use crate::domain::{Domain, DomainKind};
 use crate::error::{Error, NoSpaceReason, Result, UnsupportedReason};
 use crate::frames::{IdBitmap, Ref};
 use crate::iotlb::{CacheTag, Last};
-use crate::ops::{Msi, Unit};
+use crate::ops::{Msi, Requester, Unit};
 use crate::pgtable::WalkerCoherency;
 use crate::platform::Platform;
 use crate::sync::atomic::{AtomicBool, Ordering, fence};
@@ -53,6 +54,7 @@ pub struct VtdUnit<P: Platform> {
     pub(super) domains: Domains<P>,
     /// What hardware may still use after an invalidation failed: released when the unit is reset.
     quarantine: Lock<heapless::Vec<(Unit, Domain, CacheTag), QUARANTINED_DOMAINS>>,
+    pub(super) fenced_devices: FencedDevices,
     /// The fault interrupt, to be restored after loss of power.
     pub(super) fault_interrupt: Lock<Option<Msi>>,
 }
@@ -132,6 +134,7 @@ impl<P: Platform> VtdUnit<P> {
             faults,
             ids,
             quarantine: Lock::new(heapless::Vec::new()),
+            fenced_devices: FencedDevices::new(),
             fault_interrupt: Lock::new(None),
         })
     }
@@ -147,26 +150,41 @@ impl<P: Platform> VtdUnit<P> {
     }
 
     /// See [`IommuOps::attach`](crate::ops::IommuOps::attach).
-    pub(super) fn set_domain(&self, unit: &Unit, requester: u16, domain: &Domain, old: &Domain) -> Result<()> {
+    pub(super) fn set_domain(&self, unit: &Unit, requester: &Requester, domain: &Domain, old: &Domain) -> Result<()> {
         if domain.kind() == DomainKind::Blocked {
             return self.set_blocked(unit, requester, old);
         }
+        let source = requester.source.id() as u16;
         self.refuse_if_fenced()?;
-        let new = self.translation(unit, domain)?;
+        self.refuse_fenced_device(source)?;
+        let mut new = self.translation(unit, domain)?;
         let tag = new.cached().tag();
-        let found = match self.find_or_make(requester) {
-            Ok(found) => found,
+        let tlb = match self.acquire_device_tlb(unit, requester, domain, tag) {
+            Ok(tlb) => tlb,
             Err(error) => {
                 self.release(unit, domain, tag);
                 return Err(error);
             }
         };
+        new.serves_device_tlb = tlb.is_some();
+        let give_back = || {
+            self.release(unit, domain, tlb);
+            self.release(unit, domain, tag);
+        };
+        let found = match self.find_or_make(requester) {
+            Ok(found) => found,
+            Err(error) => {
+                give_back();
+                return Err(error);
+            }
+        };
         if self.says(&found, new) {
             // An alias that another device of the group has brought here.
-            self.release(unit, domain, tag);
+            give_back();
             return Ok(());
         }
-        let changed = self.change(&found, requester, Some(new));
+        let old_tlb = self.device_tlb(unit, requester, old);
+        let changed = self.change(&found, source, Some(new));
         // Looked at again afterwards: a fence may have passed the entry before it was written, and who
         // throws a switch of the domain looks for entries first.
         fence(Ordering::SeqCst);
@@ -178,26 +196,30 @@ impl<P: Platform> VtdUnit<P> {
                 _ => Ok(()),
             }
         });
+        let left = self.leave(unit, requester, old, &changed, old_tlb);
+        let shown = shown.map(|shown| shown.and(left).and_then(|()| self.refuse_fenced_device(source)));
         match shown {
             Some(Ok(())) => {}
             // No hardware has seen the new entry.
-            None => self.release(unit, domain, tag),
+            None => give_back(),
             Some(Err(_)) => {
-                self.take_back(&found);
+                // What is cached of it is told to go, and kept if that fails.
+                let _ = self.change(&found, source, None);
+                self.release(unit, domain, tlb);
                 self.quarantine(unit, domain, tag);
             }
         }
-        self.let_go(unit, old, &changed);
-        changed.gone.and(shown.unwrap_or(Ok(())))
+        left.and(shown.unwrap_or(Ok(())))
     }
 
     /// Blocks a requester that went through `old`.
-    pub(super) fn set_blocked(&self, unit: &Unit, requester: u16, old: &Domain) -> Result<()> {
+    pub(super) fn set_blocked(&self, unit: &Unit, requester: &Requester, old: &Domain) -> Result<()> {
+        let source = requester.source.id() as u16;
         // Without an entry it was never let through.
-        let Some(found) = self.find(requester) else { return Ok(()) };
-        let changed = self.change(&found, requester, None);
-        self.let_go(unit, old, &changed);
-        changed.gone
+        let Some(found) = self.find(source) else { return Ok(()) };
+        let old_tlb = self.device_tlb(unit, requester, old);
+        let changed = self.change(&found, source, None);
+        self.leave(unit, requester, old, &changed, old_tlb)
     }
 
     fn find(&self, requester: u16) -> Option<Found<'_, P>> {
@@ -207,11 +229,37 @@ impl<P: Platform> VtdUnit<P> {
         }
     }
 
-    fn find_or_make(&self, requester: u16) -> Result<Found<'_, P>> {
-        match &*self.directories {
-            Some(directories) => directories.find_or_make(requester, &self.tables).map(Found::Scalable),
-            None => self.tables.find_or_make(requester).map(Found::Legacy),
+    fn find_or_make(&self, requester: &Requester) -> Result<Found<'_, P>> {
+        let Some(directories) = &*self.directories else {
+            return self.tables.find_or_make(requester.source.id() as u16).map(Found::Legacy);
+        };
+        let found = Found::Scalable(directories.find_or_make(requester, &self.tables)?);
+        self.permit_device_tlb(requester, self.cached(&found))?;
+        Ok(found)
+    }
+
+    /// What hardware may have cached of an entry that is present.
+    fn cached(&self, found: &Found<'_, P>) -> Option<Cached> {
+        match found {
+            Found::Legacy(context) => {
+                let entry = Some(context.read::<ContextEntry>()).filter(|entry| entry.is_present());
+                entry.map(Cached::of_context_entry)
+            }
+            Found::Scalable(directory) => {
+                let entry = directory.find(RID_PASID).map(|slot| slot.read::<PasidEntry>());
+                entry.filter(|entry| entry.is_present()).map(Cached::of_pasid_entry)
+            }
         }
+    }
+
+    /// The context entry of a device is made absent, until [`unfence`](Self::unfence).
+    pub(super) fn fence_entry(&self, source: u16) -> Result<()> {
+        let Some(found) = self.find(source) else { return Ok(()) };
+        let cached = self.cached(&found);
+        if let Some(context) = self.tables.find(source) {
+            context.fence();
+        }
+        self.forget_device(source, cached)
     }
 
     fn says(&self, found: &Found<'_, P>, translation: Translation) -> bool {
@@ -233,29 +281,23 @@ impl<P: Platform> VtdUnit<P> {
         }
     }
 
-    /// Makes an entry absent that hardware may have seen, and goes on having cached.
-    fn take_back(&self, found: &Found<'_, P>) {
-        match found {
-            Found::Legacy(context) => {
-                context.withdraw::<ContextEntry>();
-                context.clear();
-            }
-            Found::Scalable(directory) => {
-                if let Some(slot) = directory.find(RID_PASID) {
-                    slot.withdraw::<PasidEntry>();
-                    slot.clear();
-                }
-            }
-        }
-    }
-
-    /// Releases the tag of a domain whose entry was changed, or quarantines it.
-    fn let_go(&self, unit: &Unit, old: &Domain, changed: &Changed) {
+    /// Lets `old` go, after its entry was changed. A device TLB is the last to be told (VT-d 6.5.3.3).
+    fn leave(
+        &self,
+        unit: &Unit,
+        requester: &Requester,
+        old: &Domain,
+        changed: &Changed,
+        tlb: Option<CacheTag>,
+    ) -> Result<()> {
+        let gone = changed.gone.and_then(|()| tlb.map_or(Ok(()), |_| self.empty_device_tlb(requester)));
+        self.release(unit, old, tlb);
         let tag = changed.before.and_then(Cached::tag);
-        match changed.gone {
+        match gone {
             Ok(()) => self.release(unit, old, tag),
             Err(_) => self.quarantine(unit, old, tag),
         }
+        gone
     }
 
     /// Blocks every device at once, because the unit does not do what it is told, until
@@ -272,7 +314,11 @@ impl<P: Platform> VtdUnit<P> {
     /// After a reset: lets devices through again that [`fence`](Self::fence) has blocked. The caller
     /// owes a global invalidation: absent entries may be cached as well.
     pub(super) fn unfence(&self) {
-        self.tables.each(|context| context.unfence());
+        self.tables.each(|context| {
+            if !self.is_of_fenced_device(&context) {
+                context.unfence();
+            }
+        });
     }
 
     /// After a global invalidation, or when the unit is off: lets go what was quarantined.
@@ -308,11 +354,10 @@ impl<P: Platform> VtdUnit<P> {
         self.registers.status().is_ok_and(|status| !status.intersects(Global::TE | Global::QIE))
     }
 
-    /// Blocks every device after an error with which the queue was fenced, whoever fenced it: what was
-    /// to be invalidated may stay in caches.
+    /// Blocks the devices for which an error leaves in caches what was to be invalidated.
     pub(super) fn fence_with_queue<T>(&self, result: Result<T>) -> Result<T> {
-        if result.is_err() && self.queue.is_fenced() {
-            self.fence();
+        if let Err(error) = &result {
+            self.contain(*error);
         }
         result
     }
@@ -322,7 +367,7 @@ impl<P: Platform> VtdUnit<P> {
         let Ok(domain) = self.translated(domain) else { return };
         let Some(tags) = tags_of::<P>(&domain) else { return };
         // After an error the number is never used again.
-        if tags.release(unit, tag) == Ok(Last::Yes) {
+        if tags.release(unit, tag) == Ok(Last::Yes) && tag.device.is_none() {
             self.ids.free(tag.id);
         }
     }

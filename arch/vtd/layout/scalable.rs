@@ -105,6 +105,12 @@ impl ScalableContextEntry {
         self.with(Self::DTE)
     }
 
+    /// The same entry, ATS not permitted.
+    pub const fn without_device_tlb(self) -> Self {
+        let [low, high, third, fourth] = self.words;
+        Self { words: [low & !Self::DTE, high, third, fourth] }
+    }
+
     /// The same entry, requests with PASID permitted (PASIDE; needs ECAP.PASID).
     pub const fn with_pasids(self) -> Self {
         self.with(Self::PASIDE)
@@ -511,6 +517,7 @@ mod tests {
         let entry = ScalableContextEntry::new(PhysAddr::new(0x9_8765_4000), 7).with_rid_pasid(0xf_fffe);
         let entry = entry.with_device_tlb().with_pasids().with_page_requests();
         assert_eq!(entry.words, [0x9_8765_4e1d, 0xf_fffe, 0, 0]);
+        assert_eq!(entry.without_device_tlb().words, [0x9_8765_4e19, 0xf_fffe, 0, 0]);
         assert_eq!((entry.directory_entries(), entry.rid_pasid()), (1 << 14, 0xf_fffe));
         assert!(!entry.has_reserved_bits());
         for (word, bit) in [(0, 7), (0, 8), (1, 21), (1, 63), (2, 0), (3, 63)] {

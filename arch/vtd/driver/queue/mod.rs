@@ -16,6 +16,7 @@ mod state;
 use core::mem::ManuallyDrop;
 use core::time::Duration;
 
+pub(super) use self::recovery::device_of;
 use self::state::{Fate, Mode, State};
 use super::{UnitRegisters, site};
 use crate::addr::PhysAddr;

@@ -335,6 +335,11 @@ fn is_for_device(request: &Descriptor) -> bool {
     matches!(request.kind(), kind::DEVICE_TLB | kind::PASID_DEVICE_TLB)
 }
 
+/// The device that a request with this first quadword goes to.
+pub(in crate::arch::vtd::driver) fn device_of(request: u64) -> Option<u16> {
+    source(&Descriptor { words: [request, 0, 0, 0] })
+}
+
 /// The device that a request goes to (VT-d 6.5.2.5, 6.5.2.6).
 fn source(request: &Descriptor) -> Option<u16> {
     let [low, ..] = request.words;

@@ -1,0 +1,273 @@
+//! Device TLBs (VT-d 4.1): whose may be used, how they are told, and what becomes of one that does
+//! not answer.
+//!
+//! A device fills its TLB with what the unit answers from the IOTLB. So an invalidation asks for both
+//! in one batch, the IOTLB first: a unit executes device-TLB requests only after the IOTLB requests
+//! before them are completed (6.5.2.5, 6.5.2.12). Since it is one batch, that holds as well when the
+//! queue recovers from somebody else's time-out, which appends whole batches anew: had the two parts a
+//! batch each, the first could come behind the second.
+//!
+//! A device that does not answer in time is *fenced*: its entry is blocked, so that what its TLB holds
+//! is of no use, and it is asked nothing more. Other devices go on. Invalidations of its domain fail,
+//! so that nothing it may have cached is used for something else, until the unit is reset.
+
+use super::context::Context;
+use super::domains::tags_of;
+use super::firmware::secondary_bus;
+use super::invalidation::{MAX_PAGE_REQUESTS, covering_block};
+use super::queue::{self, device_of};
+use super::site;
+use super::unit::VtdUnit;
+use crate::arch::vtd::dmar::{Dmar, Structure};
+use crate::arch::vtd::layout::descriptors::{DeviceRange, Request};
+use crate::arch::vtd::layout::{Descriptor, Ecap};
+use crate::device::{DeviceId, DeviceInfo};
+use crate::domain::{Domain, DomainKind};
+use crate::error::{Error, IncompatibleReason, InvalidationReason, Result};
+use crate::iotlb::{CacheTag, DeviceTlb, GATHER_RANGES, Invalidation, MAX_DEVICE_TLBS};
+use crate::ops::{Ats, Requester, Unit};
+use crate::pci::{PciConfig, PciFunction};
+use crate::platform::Platform;
+use crate::sync::Lock;
+use crate::sync::atomic::{AtomicUsize, Ordering, fence};
+
+/// Devices that are fenced at a time; one more fences the unit.
+pub(super) const MAX_FENCED_DEVICES: usize = 16;
+
+/// Requests of an invalidation that names device TLBs.
+const MAX_REQUESTS: usize = MAX_PAGE_REQUESTS + MAX_DEVICE_TLBS * GATHER_RANGES;
+
+/// Devices that did not answer.
+pub(super) struct FencedDevices {
+    /// How many there are, for those who would find none.
+    count: AtomicUsize,
+    /// Innermost.
+    list: Lock<heapless::Vec<(u16, Ats), MAX_FENCED_DEVICES>>,
+}
+
+impl FencedDevices {
+    pub(super) const fn new() -> Self {
+        Self { count: AtomicUsize::new(0), list: Lock::new(heapless::Vec::new()) }
+    }
+}
+
+impl<P: Platform> VtdUnit<P> {
+    /// Whether the unit serves the device TLB of `device`, and firmware has nothing against it (VT-d
+    /// 8.5, 8.8).
+    pub(super) fn serves_device_tlb(&self, device: &DeviceInfo, pci: &dyn PciConfig) -> bool {
+        let (DeviceId::Pci(function), Ok(dmar)) = (device.id, self.firmware.dmar()) else { return false };
+        // Only such requests can be told from each other by what is invalidated.
+        let page_aligned =
+            || PciFunction::read(pci, function).is_some_and(|f| f.ats.is_some_and(|ats| ats.page_aligned));
+        let named = || dmar.satc_of(function, &device.bridges, secondary_bus(pci)).is_some();
+        let permitted = || match device.bridges.last() {
+            Some(root_port) => dmar.root_port_supports_ats(*root_port, secondary_bus(pci)),
+            // Integrated devices: tables from before there were SATCs do not speak of them.
+            None => !has_satc(&dmar),
+        };
+        self.capabilities().ecap.contains(Ecap::DT) && page_aligned() && (named() || permitted())
+    }
+
+    /// Submits the requests for the IOTLB, then those for device TLBs.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn submit_with_devices(
+        &self,
+        iotlb: &[Descriptor],
+        invalidation: &Invalidation<'_>,
+    ) -> Result<queue::Ticket> {
+        let mut requests: heapless::Vec<Descriptor, MAX_REQUESTS> = iotlb.iter().copied().collect();
+        let mut left_out = false;
+        for device in invalidation.devices.iter().filter(|_| self.asks_devices() && !site::DEVICE_TLBS.is_skipped()) {
+            let source = device.source.id() as u16;
+            if self.is_fenced_device(source) {
+                left_out = true;
+                continue;
+            }
+            let everything = invalidation.ranges.is_empty().then_some(DeviceRange::ALL);
+            let blocks = invalidation.ranges.iter().map(|range| {
+                let (address, order) = covering_block(*range);
+                DeviceRange { address, order }
+            });
+            for range in blocks.chain(everything) {
+                // There is room for so many.
+                let _ = requests.push(self.device_request(source, device.ats, range).encode());
+            }
+        }
+        let ticket = self.queue.submit(&self.registers, &requests)?;
+        if left_out {
+            // The others are told all the same.
+            self.fence_with_queue(self.queue.wait(&self.registers, ticket))?;
+            return Err(Error::Fenced);
+        }
+        Ok(ticket)
+    }
+
+    /// The tag of the requester's device TLB, if it has one and `domain` uses it: a use of the domain's
+    /// tag in this unit, `tag`, is held. Its number is that one's.
+    pub(super) fn acquire_device_tlb(
+        &self,
+        unit: &Unit,
+        requester: &Requester,
+        domain: &Domain,
+        tag: Option<CacheTag>,
+    ) -> Result<Option<CacheTag>> {
+        let (Some(ats), Some(tag), DomainKind::Paging) = (requester.ats, tag, domain.kind()) else { return Ok(None) };
+        let tags = tags_of::<P>(domain).ok_or(Error::Incompatible(IncompatibleReason::Driver))?;
+        let device = DeviceTlb { source: requester.source, pasid: None, ats };
+        tags.acquire_device(unit, tag, device).map(Some)
+    }
+
+    /// The tag of the requester's device TLB in a domain that uses it.
+    pub(super) fn device_tlb(&self, unit: &Unit, requester: &Requester, domain: &Domain) -> Option<CacheTag> {
+        let tags = tags_of::<P>(domain)?.read();
+        tags.iter().filter(|(of, _)| of.ptr_eq(unit)).find_map(|(_, tag)| {
+            let device = tags.device_tlbs(unit, tag).find(|device| device.source == requester.source)?;
+            Some(CacheTag { device: Some(device), ..tag })
+        })
+    }
+
+    /// Has a device drop everything, after its entry was changed and the IOTLB told (6.5.3.3).
+    pub(super) fn empty_device_tlb(&self, requester: &Requester) -> Result<()> {
+        let source = requester.source.id() as u16;
+        let Some(ats) = requester.ats else {
+            // It is gone, with all it held; another may come in its place.
+            self.forget_fenced_device(source);
+            return Ok(());
+        };
+        if !self.asks_devices() {
+            return Ok(());
+        }
+        self.refuse_fenced_device(source)?;
+        let everything = self.device_request(source, ats, DeviceRange::ALL);
+        self.in_order(site::WITHDRAW_DEVICE_WAIT, &[(site::WITHDRAW_DEVICE, everything)])
+    }
+
+    /// Has the devices of a domain drop everything, after bits of PASID entries were changed and the
+    /// IOTLB told: what they have cached, they write without a trace (6.5.3.3).
+    pub(super) fn empty_device_tlbs(&self, unit: &Unit, tag: CacheTag, domain: &Domain) -> Result<()> {
+        let Some(tags) = tags_of::<P>(domain) else { return Ok(()) };
+        tags.read().device_tlbs(unit, tag).filter(|_| self.asks_devices()).try_for_each(|device| {
+            let source = device.source.id() as u16;
+            self.refuse_fenced_device(source)?;
+            let everything = self.device_request(source, device.ats, DeviceRange::ALL);
+            self.in_order(site::REFRESH_DEVICE_WAIT, &[(site::REFRESH_DEVICE, everything)])
+        })
+    }
+
+    /// Whether a device TLB could hold anything that must go: not while nothing is translated, and then
+    /// the unit has no use for the answer.
+    fn asks_devices(&self) -> bool {
+        self.registers.is_translating().unwrap_or(false)
+    }
+
+    fn device_request(&self, source: u16, ats: Ats, range: DeviceRange) -> Request {
+        // Reserved without invalidation throttling (6.5.2.5).
+        let throttles = self.capabilities().ecap.contains(Ecap::DIT);
+        let physical_function = match ats.physical_function {
+            _ if !throttles => 0,
+            0 => source,
+            function => function,
+        };
+        // Zero stands for 32.
+        Request::DeviceTlb { source, physical_function, max_pending: ats.max_pending & 31, range }
+    }
+
+    /// A device that did not answer to `request` reaches nothing any more, until the unit is reset. Any
+    /// context.
+    #[cold]
+    pub(super) fn fence_device(&self, request: u64) {
+        let Some((source, ats)) = addressee(request) else { return };
+        if self.note_fenced_device(source, ats).is_none() {
+            self.queue.fence();
+            return self.fence();
+        }
+        // Whoever writes an entry looks at the list afterwards.
+        fence(Ordering::SeqCst);
+        // If that fails the unit is fenced.
+        let _ = self.fence_entry(source);
+    }
+
+    /// Nothing is let through for a device whose TLB may hold what is stale.
+    pub(super) fn refuse_fenced_device(&self, source: u16) -> Result<()> {
+        fence(Ordering::SeqCst);
+        if self.is_fenced_device(source) { Err(Error::Fenced) } else { Ok(()) }
+    }
+
+    /// Whether an entry is that of a device that did not answer.
+    pub(super) fn is_of_fenced_device(&self, context: &Context<'_, P>) -> bool {
+        let list = &self.fenced_devices;
+        let is_same = |own: Context<'_, P>| core::ptr::eq(own.word(0), context.word(0));
+        list.count.load(Ordering::SeqCst) != 0
+            && list.list.lock(&self.platform).iter().any(|(source, _)| self.tables.find(*source).is_some_and(is_same))
+    }
+
+    fn is_fenced_device(&self, source: u16) -> bool {
+        let list = &self.fenced_devices;
+        list.count.load(Ordering::SeqCst) != 0
+            && list.list.lock(&self.platform).iter().any(|(fenced, _)| *fenced == source)
+    }
+
+    /// After a reset: has the fenced devices drop everything. Those that still do not answer stay
+    /// fenced. Task.
+    pub(super) fn retry_fenced_devices(&self) -> Result<()> {
+        let fenced = self.fenced_devices.list.lock(&self.platform).clone();
+        let asks = self.registers.is_translating()?;
+        for (source, ats) in fenced {
+            let request = self.device_request(source, ats, DeviceRange::ALL).encode();
+            // Without translation they had nothing to ask for, and begin anew.
+            let answer = if asks { self.queue.run(&self.registers, &[request]) } else { Ok(()) };
+            match answer {
+                Ok(()) => self.forget_fenced_device(source),
+                // It must not keep the others from going on.
+                Err(_) if self.queue.is_fenced() => self.queue.reset(&self.registers)?,
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn note_fenced_device(&self, source: u16, ats: Ats) -> Option<()> {
+        let mut list = self.fenced_devices.list.lock(&self.platform);
+        if !list.iter().any(|(fenced, _)| *fenced == source) {
+            list.push((source, ats)).ok()?;
+            self.fenced_devices.count.store(list.len(), Ordering::SeqCst);
+        }
+        Some(())
+    }
+
+    fn forget_fenced_device(&self, source: u16) {
+        let mut list = self.fenced_devices.list.lock(&self.platform);
+        list.retain(|(fenced, _)| *fenced != source);
+        self.fenced_devices.count.store(list.len(), Ordering::SeqCst);
+    }
+}
+
+fn has_satc(dmar: &Dmar<'_>) -> bool {
+    dmar.structures().any(|structure| matches!(structure, Structure::Satc(_)))
+}
+
+/// Whom a request that was not answered went to, by its first quadword, and how to reach it again.
+fn addressee(request: u64) -> Option<(u16, Ats)> {
+    let source = device_of(request)?;
+    let ats = match (Descriptor { words: [request, 0, 0, 0] }).decode() {
+        Some(Request::DeviceTlb { physical_function, max_pending, .. }) => Ats { physical_function, max_pending },
+        _ => Ats { physical_function: 0, max_pending: 0 },
+    };
+    Some((source, ats))
+}
+
+/// What to do after an invalidation failed.
+impl<P: Platform> VtdUnit<P> {
+    /// Blocks whom an error leaves with stale translations: the device that did not answer; or every
+    /// device, if the queue was fenced, by whomever.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn contain(&self, error: Error) {
+        if self.queue.is_fenced() {
+            self.fence();
+        } else if let Error::Invalidation { reason: InvalidationReason::DeviceTimeOut, request } = error {
+            self.fence_device(request);
+        }
+    }
+}

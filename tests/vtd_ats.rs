@@ -1,0 +1,378 @@
+//! A VT-d unit and device TLBs, against hardware in software: who is asked to drop what, in which order,
+//! and what becomes of a device that does not answer.
+#![cfg(all(feature = "vtd", not(loom)))]
+
+#[allow(dead_code)]
+#[path = "support/vtd_hardware.rs"]
+mod hardware;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use hardware::{CAP, ECAP, Machine};
+use iommu::arch::vtd;
+use iommu::arch::vtd::layout::tables::TranslationType;
+use iommu::arch::vtd::layout::{ContextEntry, Ecap};
+use iommu::device::Trust;
+use iommu::pci::PciConfig;
+use iommu::{
+    AtsPolicy, Device, Domain, Error, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot,
+};
+
+/// Every root port (VT-d 8.5).
+const ALL_PORTS: &[u8] = &[2, 0, 8, 0, 1, 0, 0, 0];
+/// The root port 00:01.0.
+const ONE_PORT: &[u8] = &[2, 0, 16, 0, 0, 0, 0, 0, 2, 8, 0, 0, 0, 0, 1, 0];
+/// The integrated device 00:04.0 (VT-d 8.8).
+const ONE_DEVICE: &[u8] = &[5, 0, 16, 0, 0, 0, 0, 0, 1, 8, 0, 0, 0, 0, 4, 0];
+
+/// 00:04.0, integrated.
+const A: PciAddress = PciAddress::from_requester_id(0, 0x20);
+/// 00:05.0, as well.
+const B: PciAddress = PciAddress::from_requester_id(0, 0x28);
+/// 00:01.0, a root port, and 01:00.0 below it.
+const PORT: PciAddress = PciAddress::from_requester_id(0, 0x08);
+const BELOW: PciAddress = PciAddress::from_requester_id(0, 0x100);
+
+/// A page of A, and everything of A (6.5.2.5): five invalidations at a time.
+const PAGE_OF_A: [u64; 2] = [0x20_0005_0003, 0x5000];
+const ALL_OF_A: [u64; 2] = [0x20_0005_0003, 0x7fff_ffff_ffff_f001];
+
+#[derive(Default)]
+struct Space(Mutex<BTreeMap<u16, Box<[u32; 1024]>>>);
+
+impl Space {
+    fn new(ats: u32) -> Self {
+        let space = Self::default();
+        space.add(A, 9, ats);
+        space.add(B, 9, ats);
+        space.add(BELOW, 0, ats);
+        space.add(PORT, 4, ats);
+        let mut functions = space.0.lock().unwrap();
+        let port = functions.get_mut(&PORT.requester_id()).unwrap();
+        (port[0x0c / 4], port[0x18 / 4]) = (0x0001_0000, 0x0001_0100);
+        drop(functions);
+        space
+    }
+
+    /// A PCI Express function of this kind (PCIe 7.5.3.2) with this ATS capability register.
+    fn add(&self, function: PciAddress, kind: u32, ats: u32) {
+        let mut words = Box::new([0; 1024]);
+        (words[0], words[1], words[0x34 / 4]) = (0x0001_1234, 0x0010_0000, 0x40);
+        (words[0x40 / 4], words[0x100 / 4], words[0x104 / 4]) = (kind << 20 | 0x0002_0010, 0x0001_000f, ats);
+        self.0.lock().unwrap().insert(function.requester_id(), words);
+    }
+}
+
+impl PciConfig for Space {
+    fn read32(&self, function: PciAddress, offset: u16) -> u32 {
+        let functions = self.0.lock().unwrap();
+        functions.get(&function.requester_id()).map_or(u32::MAX, |words| words[usize::from(offset) / 4])
+    }
+
+    fn write32(&self, function: PciAddress, offset: u16, value: u32) {
+        if let Some(words) = self.0.lock().unwrap().get_mut(&function.requester_id()) {
+            words[usize::from(offset) / 4] = value;
+        }
+    }
+}
+
+/// One unit at 0xfed90000 for all of segment 0 (VT-d 8.1, 8.3), and what follows.
+fn dmar(more: &[u8]) -> Vec<u8> {
+    let mut table = vec![0; 48];
+    table[..4].copy_from_slice(b"DMAR");
+    (table[8], table[36]) = (1, 38);
+    table.extend([0, 0, 16, 0, 1, 0, 0, 0]);
+    table.extend(0xfed9_0000u64.to_le_bytes());
+    table.extend(more);
+    table[4] = table.len() as u8;
+    table[9] = table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg();
+    table
+}
+
+struct World {
+    machine: Machine,
+    space: Arc<Space>,
+    iommu: Iommu<Machine>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(ECAP, 0x25, &[])
+    }
+
+    fn with(ecap: u64, ats: u32, more: &[u8]) -> Self {
+        let (mut machine, space) = (Machine::new(), Arc::new(Space::new(ats)));
+        (machine.hardware().cap, machine.hardware().ecap) = (CAP, ecap);
+        machine.space = Some(space.clone());
+        let policy = Policy { ats: AtsPolicy::Trusted, ..Policy::default() };
+        let iommu = Iommu::new(machine.clone(), policy).unwrap();
+        vtd::init(&iommu, &dmar(more)).unwrap();
+        Self { machine, space, iommu }
+    }
+
+    fn probe(&self, function: PciAddress) -> Device {
+        self.iommu.probe_pci(&*self.space, function, Trust::Trusted).unwrap()
+    }
+
+    /// A translating unit with A and B, both attached to one domain.
+    fn two() -> (Self, [Device; 2], Domain) {
+        let world = Self::new();
+        let devices = [A, B].map(|function| world.probe(function));
+        world.iommu.enable().unwrap();
+        let domain = world.iommu.paging_domain(&[&devices[0], &devices[1]]).unwrap();
+        devices.iter().for_each(|device| world.iommu.attach_device(&domain, device).unwrap());
+        world.executed();
+        (world, devices, domain)
+    }
+
+    /// What the unit has executed since it was asked last.
+    fn executed(&self) -> Vec<[u64; 2]> {
+        let executed = std::mem::take(&mut self.machine.hardware().executed);
+        executed.into_iter().map(|descriptor| [descriptor.words[0], descriptor.words[1]]).collect()
+    }
+
+    /// The context entry that the unit would fetch.
+    fn context(&self, function: PciAddress) -> ContextEntry {
+        let root = self.machine.hardware().root & !0xfff;
+        let table = word(root + u64::from(function.bus()) * 16) & !0xfff;
+        let at = table + u64::from(function.devfn()) * 16;
+        ContextEntry { low: word(at), high: word(at + 8) }
+    }
+
+    /// Device-selective context cache, then domain-selective IOTLB, with this domain (Figures 6-1, 6-3).
+    fn flush_of(&self, function: PciAddress, entry: ContextEntry) -> [[u64; 2]; 2] {
+        let id = u64::from(entry.domain_id().as_u16()) << 16;
+        [[0x31 | id | u64::from(function.requester_id()) << 32, 0], [0xe2 | id, 0]]
+    }
+}
+
+fn word(address: u64) -> u64 {
+    // SAFETY: tables of a live unit, which are frames of the machine and never given back to the system.
+    let word: &AtomicU64 = unsafe { &*std::ptr::with_exposed_provenance(address as usize) };
+    word.load(Ordering::Acquire)
+}
+
+fn map(domain: &Domain, at: u64, bytes: u64) -> IovaRange {
+    let range = IovaRange::from_len(Iova::new(at), bytes).unwrap();
+    // SAFETY: no device is real.
+    unsafe { domain.map(range, PhysAddr::new(at), Prot::RW) }.unwrap();
+    range
+}
+
+fn unmap(domain: &Domain, range: IovaRange) -> Result<(), Error> {
+    // SAFETY: one thread.
+    unsafe { domain.unmap_sync(range) }
+}
+
+/// The IOTLB request for one page at 0x5000 (6.5.2.3, IH set).
+fn page_of(entry: ContextEntry) -> [u64; 2] {
+    [0xf2 | u64::from(entry.domain_id().as_u16()) << 16, 0x5040]
+}
+
+#[test]
+fn an_unmap_tells_the_iotlb_and_then_the_device() {
+    for lazy in [false, true] {
+        let world = World::new();
+        let device = world.probe(A);
+        world.iommu.enable().unwrap();
+        assert!(device.ats_enabled());
+        world.machine.hardware().lazy = lazy;
+        let domain = world.iommu.paging_domain(&[&device]).unwrap();
+        world.iommu.attach_device(&domain, &device).unwrap();
+        let entry = world.context(A);
+        assert_eq!(entry.translation_type(), Some(TranslationType::DeviceTlb));
+        let (page, large) = (map(&domain, 0x5000, 0x1000), map(&domain, 0x4000_0000, 0x40_0000));
+        world.executed();
+        let tail = world.machine.hardware().tail;
+        unmap(&domain, page).unwrap();
+        assert_eq!(world.executed(), [page_of(entry), PAGE_OF_A]);
+        assert_eq!(world.machine.hardware().tail - tail, 3, "one batch, so that a recovery keeps the order");
+        unmap(&domain, large).unwrap();
+        // 1024 pages: S, and bits 20:12 of the address all ones.
+        assert_eq!(world.executed()[1..], [[0x20_0005_0003, 0x401f_f001]]);
+    }
+}
+
+#[test]
+fn who_leaves_a_domain_drops_everything() {
+    let world = World::new();
+    let device = world.probe(A);
+    world.iommu.enable().unwrap();
+    let domain = world.iommu.paging_domain(&[&device]).unwrap();
+    let before = world.context(A);
+    world.executed();
+    world.iommu.attach_device(&domain, &device).unwrap();
+    let flush = world.flush_of(A, before);
+    assert_eq!(world.executed(), [flush[0], flush[1], ALL_OF_A]);
+    let (group, flush) = (device.group().unwrap(), world.flush_of(A, world.context(A)));
+    world.iommu.replace(world.iommu.identity_domain(), group).unwrap();
+    assert_eq!(world.executed(), [flush[0], flush[1], ALL_OF_A]);
+    assert_eq!(world.context(A).translation_type(), Some(TranslationType::PassThrough));
+    // It has none now.
+    world.iommu.replace(&domain, group).unwrap();
+    assert_eq!(world.executed().len(), 2);
+    world.iommu.release_device(&device).unwrap();
+    assert_eq!(world.executed().last(), Some(&ALL_OF_A));
+    unmap(&domain, map(&domain, 0x5000, 0x1000)).unwrap();
+    assert_eq!(world.executed(), [[0; 2]; 0], "nobody is left");
+    let World { machine, iommu, space: _ } = world;
+    drop((domain, device, iommu));
+    assert_eq!(machine.frames_in_use(), 0);
+}
+
+#[test]
+fn devices_are_asked_nothing_while_nothing_is_translated() {
+    let world = World::new();
+    let device = world.probe(A);
+    let domain = world.iommu.paging_domain(&[&device]).unwrap();
+    world.iommu.attach_device(&domain, &device).unwrap();
+    unmap(&domain, map(&domain, 0x5000, 0x1000)).unwrap();
+    let executed = world.executed();
+    assert!(executed.iter().all(|[low, _]| low & 0xf != 3), "{executed:x?}");
+    assert!(!device.ats_enabled());
+    world.iommu.enable().unwrap();
+    assert_eq!(executed.last(), Some(&page_of(world.context(A))));
+    assert!(device.ats_enabled());
+}
+
+#[test]
+fn a_device_that_is_gone_is_asked_nothing() {
+    let world = World::new();
+    let device = world.probe(A);
+    world.iommu.enable().unwrap();
+    let flush = world.flush_of(A, world.context(A));
+    world.executed();
+    world.space.0.lock().unwrap().remove(&A.requester_id());
+    world.iommu.release_device(&device).unwrap();
+    assert_eq!(world.executed(), flush);
+}
+
+#[test]
+fn a_unit_that_throttles_is_told_the_physical_function() {
+    let world = World::with(ECAP | Ecap::DIT.bits(), 0x20, &[]);
+    let device = world.probe(A);
+    world.iommu.enable().unwrap();
+    world.executed();
+    world.iommu.release_device(&device).unwrap();
+    // PFSID 0x0020 in 63:52 and 15:12; 32 invalidations are told as none.
+    assert_eq!(world.executed().last(), Some(&[0x0020_0020_0000_0003, ALL_OF_A[1]]));
+}
+
+#[test]
+fn who_may_use_a_device_tlb() {
+    let uses = |ecap: u64, ats: u32, more: &[u8], function: PciAddress| {
+        let world = World::with(ecap, ats, more);
+        world.probe(function);
+        world.iommu.enable().unwrap();
+        world.context(function).translation_type() == Some(TranslationType::DeviceTlb)
+    };
+    let aligned = 0x20;
+    assert!(uses(ECAP, aligned, &[], A), "integrated, and a table of before SATC");
+    assert!(!uses(ECAP & !Ecap::DT.bits(), aligned, &[], A), "not by this unit");
+    assert!(!uses(ECAP, 0, &[], A), "requests inside of pages");
+    assert!(uses(ECAP, aligned, ONE_DEVICE, A) && !uses(ECAP, aligned, ONE_DEVICE, B));
+    assert!(!uses(ECAP, aligned, &[], BELOW), "no port is named");
+    assert!(uses(ECAP, aligned, ALL_PORTS, BELOW) && uses(ECAP, aligned, ONE_PORT, BELOW));
+    let other_port = [&ONE_PORT[..14], &[2, 0]].concat();
+    assert!(!uses(ECAP, aligned, &other_port, BELOW));
+}
+
+#[test]
+fn a_device_that_does_not_answer_is_fenced_and_others_go_on() {
+    let (world, devices, domain) = World::two();
+    let own = world.iommu.paging_domain(&[&devices[1]]).unwrap();
+    for page in 0..512 {
+        map(&domain, 0x4000_0000 + page * 0x1000, 0x1000);
+    }
+    let (entry, other) = (world.context(A), world.context(B));
+    let frames = world.machine.frames_in_use();
+    world.machine.hardware().deaf = vec![A.requester_id()];
+    let tables = IovaRange::from_len(Iova::new(0x4000_0000), 0x20_0000).unwrap();
+    let error = Error::Invalidation { reason: InvalidationReason::DeviceTimeOut, request: 0x20_0005_0003 };
+    assert_eq!(unmap(&domain, tables), Err(error));
+    // At once it is blocked, and what the unit has of its entry goes.
+    assert_eq!(world.context(A).low, entry.low & !1 | 1 << 7);
+    assert_eq!(world.executed()[1..], world.flush_of(A, entry));
+    assert_eq!(world.context(B), other);
+    // It is asked no more; the other is, but nothing is given back.
+    assert_eq!(domain.flush_deferred(), Err(Error::Fenced));
+    let executed = world.executed();
+    assert!(matches!(executed[..], [[iotlb, _], [0x28_0005_0003, 0x400f_f001]] if iotlb & 0xf == 2), "{executed:x?}");
+    assert_eq!(world.machine.frames_in_use(), frames, "the detached table is kept");
+    // The other is free to go elsewhere, and to work there.
+    world.iommu.replace(&own, devices[1].group().unwrap()).unwrap();
+    unmap(&own, map(&own, 0x5000, 0x1000)).unwrap();
+
+    world.machine.hardware().deaf.clear();
+    world.executed();
+    world.iommu.resume().unwrap();
+    assert_eq!(world.executed()[0], ALL_OF_A, "before it is let through");
+    assert_eq!(world.context(A), entry);
+    assert!(devices[0].ats_enabled());
+    let frames = world.machine.frames_in_use();
+    domain.flush_deferred().unwrap();
+    assert_eq!(world.machine.frames_in_use(), frames - 1, "now the table is free");
+}
+
+#[test]
+fn a_fenced_device_stays_blocked_wherever_it_is_moved() {
+    let (world, devices, domain) = World::two();
+    let group = devices[0].group().unwrap();
+    let elsewhere = world.iommu.paging_domain(&[&devices[0]]).unwrap();
+    world.machine.hardware().deaf = vec![A.requester_id()];
+    // It leaves: what it may have cached is kept.
+    let timed_out = Error::Invalidation { reason: InvalidationReason::DeviceTimeOut, request: 0x20_0005_0003 };
+    assert_eq!(world.iommu.replace(&elsewhere, group), Err(timed_out));
+    assert!(!world.context(A).is_present() && !devices[0].ats_enabled());
+    assert_eq!(world.iommu.replace(&elsewhere, group), Err(Error::Fenced));
+    // As long as it does not answer a reset does not help it, and harms nobody.
+    world.iommu.resume().unwrap();
+    assert_eq!(world.iommu.replace(&elsewhere, group), Err(Error::Fenced));
+    assert!(!world.context(A).is_present() && world.context(B).is_present());
+    unmap(&domain, map(&domain, 0x5000, 0x1000)).unwrap();
+    world.machine.hardware().deaf.clear();
+    world.iommu.resume().unwrap();
+    world.iommu.replace(&elsewhere, group).unwrap();
+    assert_eq!(world.context(A).translation_type(), Some(TranslationType::DeviceTlb));
+    assert!(devices[0].ats_enabled());
+    let World { machine, iommu, space: _ } = world;
+    drop((iommu, devices, domain, elsewhere));
+    assert_eq!(machine.frames_in_use(), 0);
+}
+
+#[test]
+fn a_fenced_device_that_is_replaced_begins_anew() {
+    let (world, devices, domain) = World::two();
+    world.machine.hardware().deaf = vec![A.requester_id()];
+    unmap(&domain, map(&domain, 0x5000, 0x1000)).unwrap_err();
+    let plugged = world.space.0.lock().unwrap().remove(&A.requester_id()).unwrap();
+    world.iommu.release_device(&devices[0]).unwrap();
+    assert_eq!(world.context(A).low, 0);
+    domain.flush_deferred().unwrap();
+    world.machine.hardware().deaf.clear();
+    world.space.0.lock().unwrap().insert(A.requester_id(), plugged);
+    let device = world.probe(A);
+    assert!(world.context(A).is_present() && device.ats_enabled());
+}
+
+#[test]
+fn too_many_that_do_not_answer_fence_the_unit() {
+    let world = World::new();
+    let functions: Vec<_> = (0..17).map(|number| PciAddress::new(0, 0, 8 + number, 0).unwrap()).collect();
+    functions.iter().for_each(|function| world.space.add(*function, 9, 0x25));
+    let devices: Vec<_> = functions.iter().map(|function| world.probe(*function)).collect();
+    let bystander = world.probe(A);
+    world.iommu.enable().unwrap();
+    world.machine.hardware().deaf = functions.iter().map(|function| function.requester_id()).collect();
+    for (count, device) in devices.iter().enumerate() {
+        assert!(world.context(A).is_present(), "{count} do not answer");
+        let domain = world.iommu.paging_domain(&[device]).unwrap();
+        world.iommu.attach_device(&domain, device).unwrap_err();
+    }
+    assert!(!world.context(A).is_present());
+    world.machine.hardware().deaf.clear();
+    world.iommu.resume().unwrap();
+    assert!(world.context(A).is_present() && bystander.ats_enabled());
+}
