@@ -12,9 +12,12 @@ use std::sync::{Arc, Mutex};
 
 use hardware::{CAP, ECAP, Machine};
 use iommu::arch::vtd;
+use iommu::arch::vtd::layout::scalable::ScalableContextEntry;
 use iommu::arch::vtd::layout::tables::TranslationType;
 use iommu::arch::vtd::layout::{ContextEntry, Ecap};
 use iommu::device::Trust;
+use iommu::domain::{DirtyTracking, DomainOptions};
+use iommu::ops::DomainFeatures;
 use iommu::pci::PciConfig;
 use iommu::{
     AtsPolicy, Device, Domain, Error, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot,
@@ -375,4 +378,91 @@ fn too_many_that_do_not_answer_fence_the_unit() {
     world.machine.hardware().deaf.clear();
     world.iommu.resume().unwrap();
     assert!(world.context(A).is_present() && bystander.ats_enabled());
+}
+
+/// Scalable mode, with the second stage and its dirty bits.
+const SCALABLE: u64 = ECAP | Ecap::SMTS.bits() | Ecap::SSTS.bits() | Ecap::SSADS.bits() | Ecap::SMPWCS.bits();
+
+impl World {
+    /// The scalable-mode context entry that the unit would fetch (9.2, 9.4).
+    fn scalable_context(&self, function: PciAddress) -> ScalableContextEntry {
+        let root = self.machine.hardware().root & !0xfff;
+        let half = u64::from(function.devfn() >> 7);
+        let table = word(root + u64::from(function.bus()) * 16 + half * 8) & !0xfff;
+        let at = table + u64::from(function.devfn() & 0x7f) * 32;
+        ScalableContextEntry::from([word(at), word(at + 8)])
+    }
+
+    /// The number under which requests without PASID are cached (9.5, 9.6).
+    fn scalable_id(&self, function: PciAddress) -> u64 {
+        let directory = self.scalable_context(function).directory().as_u64();
+        let table = word(directory) & !0xfff;
+        word(table + 8) & 0xffff
+    }
+}
+
+#[test]
+fn scalable_mode_tells_devices_after_the_caches_by_pasid() {
+    let world = World::with(SCALABLE, 0x25, &[]);
+    let device = world.probe(A);
+    world.iommu.enable().unwrap();
+    assert!(device.ats_enabled() && world.scalable_context(A).permits_device_tlb());
+    let wish = DomainOptions { features: DomainFeatures::DIRTY_TRACKING, ..DomainOptions::default() };
+    let domain = world.iommu.paging_domain_with(&[&device], wish).unwrap();
+    let old = world.scalable_id(A) << 16;
+    world.executed();
+    world.iommu.attach_device(&domain, &device).unwrap();
+    let left = world.executed();
+    let (pasid, iotlb) = ([0x17 | old, 0], [0xe2 | old, 0]);
+    assert_eq!(left, [pasid, iotlb, ALL_OF_A]);
+    let id = world.scalable_id(A) << 16;
+    unmap(&domain, map(&domain, 0x5000, 0x1000)).unwrap();
+    assert_eq!(world.executed(), [[0xf2 | id, 0x5040], PAGE_OF_A]);
+    // What it has cached it would write without a trace.
+    domain.set_dirty_tracking(DirtyTracking::On).unwrap();
+    let executed = world.executed();
+    // After the invalidation of what was dirty before.
+    assert_eq!(executed[executed.len() - 3..], [[0x17 | id, 0], [0xe2 | id, 0], ALL_OF_A]);
+    world.iommu.release_device(&device).unwrap();
+    assert_eq!(world.executed(), [[0x17 | id, 0], [0xe2 | id, 0], ALL_OF_A]);
+}
+
+#[test]
+fn in_scalable_mode_the_context_entry_is_fenced() {
+    let world = World::with(SCALABLE, 0x25, &[]);
+    let devices = [A, B].map(|function| world.probe(function));
+    world.iommu.enable().unwrap();
+    let domain = world.iommu.paging_domain(&[&devices[0]]).unwrap();
+    world.iommu.attach_device(&domain, &devices[0]).unwrap();
+    let (entry, id) = (world.scalable_context(A), world.scalable_id(A) << 16);
+    let page = map(&domain, 0x5000, 0x1000);
+    world.executed();
+    world.machine.hardware().deaf = vec![A.requester_id()];
+    unmap(&domain, page).unwrap_err();
+    assert_eq!(world.scalable_context(A).words[0], entry.words[0] & !1 | 1 << 7);
+    let fenced = [[0x31 | id | 0x20 << 32, 0], [0x07 | id, 0], [0xe2 | id, 0]];
+    assert_eq!(world.executed()[1..], fenced);
+    assert!(world.scalable_context(B).is_present());
+    assert_eq!(domain.flush_deferred(), Err(Error::Fenced));
+    // Still deaf: the reset goes on without it.
+    world.iommu.resume().unwrap();
+    assert!(!world.scalable_context(A).is_present() && world.scalable_context(B).is_present());
+    world.machine.hardware().deaf.clear();
+    world.iommu.resume().unwrap();
+    assert_eq!(world.scalable_context(A), entry);
+    domain.flush_deferred().unwrap();
+}
+
+#[test]
+fn what_comes_in_the_place_of_a_device_has_no_right_to_its_device_tlb() {
+    let world = World::with(SCALABLE, 0x25, &[]);
+    let device = world.probe(A);
+    world.iommu.enable().unwrap();
+    world.iommu.release_device(&device).unwrap();
+    assert!(world.scalable_context(A).permits_device_tlb());
+    world.executed();
+    let device = world.iommu.probe_pci(&*world.space, A, Trust::Untrusted).unwrap();
+    let entry = world.scalable_context(A);
+    assert!(entry.is_present() && !entry.permits_device_tlb() && !device.ats_enabled());
+    assert_eq!(world.executed(), [[0x31 | 0x20 << 32, 0]], "nothing was present below");
 }
