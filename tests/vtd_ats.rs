@@ -14,7 +14,7 @@ use hardware::{CAP, ECAP, Machine};
 use iommu::arch::vtd;
 use iommu::arch::vtd::layout::scalable::ScalableContextEntry;
 use iommu::arch::vtd::layout::tables::TranslationType;
-use iommu::arch::vtd::layout::{ContextEntry, Ecap};
+use iommu::arch::vtd::layout::{Cap, ContextEntry, Ecap};
 use iommu::device::Trust;
 use iommu::domain::{DirtyTracking, DomainOptions};
 use iommu::ops::DomainFeatures;
@@ -106,8 +106,12 @@ impl World {
     }
 
     fn with(ecap: u64, ats: u32, more: &[u8]) -> Self {
+        Self::on(CAP, ecap, ats, more)
+    }
+
+    fn on(cap: u64, ecap: u64, ats: u32, more: &[u8]) -> Self {
         let (mut machine, space) = (Machine::new(), Arc::new(Space::new(ats)));
-        (machine.hardware().cap, machine.hardware().ecap) = (CAP, ecap);
+        (machine.hardware().cap, machine.hardware().ecap) = (cap, ecap);
         machine.space = Some(space.clone());
         let policy = Policy { ats: AtsPolicy::Trusted, ..Policy::default() };
         let iommu = Iommu::new(machine.clone(), policy).unwrap();
@@ -453,16 +457,53 @@ fn in_scalable_mode_the_context_entry_is_fenced() {
     domain.flush_deferred().unwrap();
 }
 
-#[test]
-fn what_comes_in_the_place_of_a_device_has_no_right_to_its_device_tlb() {
-    let world = World::with(SCALABLE, 0x25, &[]);
+/// A was released, and something untrusted is in its place.
+fn replaced(cap: u64) -> World {
+    let world = World::on(cap, SCALABLE, 0x25, &[]);
     let device = world.probe(A);
     world.iommu.enable().unwrap();
     world.iommu.release_device(&device).unwrap();
     assert!(world.scalable_context(A).permits_device_tlb());
     world.executed();
-    let device = world.iommu.probe_pci(&*world.space, A, Trust::Untrusted).unwrap();
-    let entry = world.scalable_context(A);
-    assert!(entry.is_present() && !entry.permits_device_tlb() && !device.ats_enabled());
-    assert_eq!(world.executed(), [[0x31 | 0x20 << 32, 0]], "nothing was present below");
+    world
+}
+
+#[test]
+fn what_comes_in_the_place_of_a_device_has_no_right_to_its_device_tlb() {
+    let context = [0x31 | 0x20 << 32, 0];
+    for cap in [CAP, CAP | Cap::CM.bits()] {
+        let world = replaced(cap);
+        let device = world.iommu.probe_pci(&*world.space, A, Trust::Untrusted).unwrap();
+        let entry = world.scalable_context(A);
+        assert!(entry.is_present() && !entry.permits_device_tlb() && !device.ats_enabled());
+        // Nothing was present below; in caching mode the entry that was absent meanwhile goes as well.
+        let expected = if cap == CAP { vec![context] } else { vec![context; 2] };
+        assert_eq!(world.executed()[..expected.len()], expected);
+    }
+}
+
+#[test]
+fn a_right_that_may_still_be_cached_is_not_taken_for_gone() {
+    let world = replaced(CAP);
+    world.machine.hardware().frozen = true;
+    world.iommu.probe_pci(&*world.space, A, Trust::Untrusted).unwrap_err();
+    assert!(!world.scalable_context(A).is_present());
+    world.machine.hardware().frozen = false;
+    world.machine.hardware().run();
+    world.iommu.resume().unwrap();
+    world.iommu.probe_pci(&*world.space, A, Trust::Untrusted).unwrap();
+    assert!(!world.scalable_context(A).permits_device_tlb());
+}
+
+#[test]
+fn dirty_pages_are_not_recorded_while_a_device_may_write_without_a_trace() {
+    let world = World::with(SCALABLE, 0x25, &[]);
+    let device = world.probe(A);
+    world.iommu.enable().unwrap();
+    let wish = DomainOptions { features: DomainFeatures::DIRTY_TRACKING, ..DomainOptions::default() };
+    let domain = world.iommu.paging_domain_with(&[&device], wish).unwrap();
+    world.iommu.attach_device(&domain, &device).unwrap();
+    world.machine.hardware().deaf = vec![A.requester_id()];
+    domain.set_dirty_tracking(DirtyTracking::On).unwrap_err();
+    assert!(!world.scalable_context(A).is_present());
 }

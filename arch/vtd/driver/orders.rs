@@ -94,7 +94,7 @@ impl<P: Platform> VtdUnit<P> {
 
     /// Scalable mode, a context entry made present again, in caching mode.
     pub(super) fn forget_absent_device(&self, source: u16) -> Result<()> {
-        self.in_order(site::DEVICE_ABSENT_WAIT, &[(site::DEVICE_ABSENT, of_device(ABSENT_ID, source))])
+        self.in_order(site::DEVICE_WAIT, &[(site::DEVICE_ABSENT, of_device(ABSENT_ID, source))])
     }
 
     /// Everything, under a new root table (6.6).

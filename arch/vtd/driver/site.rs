@@ -120,7 +120,6 @@ sites! {
     DEVICE_IOTLB = "VT-d: IOTLB, of a device that is fenced or may use its TLB otherwise";
     DEVICE_WAIT = "VT-d: wait for the caches, of a device that is fenced or may use its TLB otherwise";
     DEVICE_ABSENT = "VT-d: context cache, of a device that may use its TLB otherwise";
-    DEVICE_ABSENT_WAIT = "VT-d: wait for the context cache, of a device that may use its TLB otherwise";
     TABLES_CONTEXT = "VT-d: context cache, all of it, under a new root table";
     TABLES_PASID = "VT-d: PASID cache, all of it, under a new root table";
     TABLES_IOTLB = "VT-d: IOTLB, all of it, under a new root table";
