@@ -133,7 +133,7 @@ impl<P: Platform> Iommu<P> {
     /// No unit and no device yet.
     ///
     /// # Errors
-    /// [`Error::NoMemory`].
+    /// [`Error::NoMemory`](crate::Error::NoMemory).
     pub fn new(platform: P, policy: Policy) -> Result<Self> {
         let fixed = Slab::new(platform.clone())?;
         Ok(Self {
@@ -159,7 +159,7 @@ impl<P: Platform> Iommu<P> {
     /// Adds a unit that its backend has started. It translates from [`enable`](Self::enable) on.
     ///
     /// # Errors
-    /// [`Error::NoMemory`].
+    /// [`Error::NoMemory`](crate::Error::NoMemory).
     pub fn add_unit(&self, ops: Ref<dyn IommuOps>) -> Result<Unit> {
         let unit = Unit::new(ops);
         self.units.insert(unit.clone())?;
@@ -202,9 +202,9 @@ impl<P: Platform> Iommu<P> {
     }
 
     /// Restores every unit after [`suspend`](Self::suspend). It also resets units that were fenced
-    /// ([`Error::Fenced`]): their devices go on, and what was quarantined is freed. To reset one and
-    /// leave the others alone, call [`IommuOps::resume`] of that [unit](Self::units); invalidations that
-    /// are under way in a unit fail when it is reset.
+    /// ([`Error::Fenced`](crate::Error::Fenced)): their devices go on, and what was quarantined is
+    /// freed. To reset one and leave the others alone, call [`IommuOps::resume`] of that
+    /// [unit](Self::units); invalidations that are under way in a unit fail when it is reset.
     ///
     /// # Errors
     /// As [`enable`](Self::enable).
@@ -279,7 +279,7 @@ impl<P: Platform> Iommu<P> {
     /// Routes the fault interrupt of every unit. Any context.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] when a unit has none.
+    /// [`Error::Unsupported`](crate::Error::Unsupported) when a unit has none.
     pub fn set_fault_interrupt(&self, msi: Msi) -> Result<()> {
         self.on_all_units(|unit| unit.set_interrupt(InterruptKind::Fault, msi))
     }
