@@ -236,11 +236,9 @@ fn devices_are_asked_nothing_while_nothing_is_translated() {
     let domain = world.iommu.paging_domain(&[&device]).unwrap();
     world.iommu.attach_device(&domain, &device).unwrap();
     unmap(&domain, map(&domain, 0x5000, 0x1000)).unwrap();
-    let executed = world.executed();
-    assert!(executed.iter().all(|[low, _]| low & 0xf != 3), "{executed:x?}");
+    assert_eq!(world.executed(), [[0; 2]; 0]);
     assert!(!device.ats_enabled());
     world.iommu.enable().unwrap();
-    assert_eq!(executed.last(), Some(&page_of(world.context(A))));
     assert!(device.ats_enabled());
 }
 
