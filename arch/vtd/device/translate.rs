@@ -9,7 +9,7 @@ use super::walk::{
 use super::{Answer, Blocked, Host, Privilege, Recorded, Request, RequestAccess, VtdDevice};
 use crate::addr::PhysAddr;
 use crate::arch::vtd::layout::fault::{Access, AddressType as FaultAddressType, Privileges};
-use crate::arch::vtd::layout::registers::{Global, TableMode};
+use crate::arch::vtd::layout::registers::{Global, PMEN_PRS, TableMode};
 use crate::arch::vtd::layout::scalable::ScalableContextEntry;
 use crate::arch::vtd::layout::tables::TranslationType;
 use crate::arch::vtd::layout::{Cap, DomainId, Ecap, FaultReason, FaultRecord};
@@ -31,7 +31,27 @@ pub(super) struct View {
     pub(super) root: u64,
     /// Invalidations so far: what is found is cached if there was none meanwhile.
     pub(super) epoch: u64,
+    /// Asked of the chooser.
     pub(super) retention: Retention,
+}
+
+/// What is known of a request before tables are asked.
+struct Look {
+    view: View,
+    /// TES.
+    enabled: bool,
+    mode: Option<TableMode>,
+    /// PRS of protected memory.
+    protection: Protection,
+    /// The line of the IOTLB for it, and whose codes its faults have.
+    line: Option<(IotlbLine, Mode)>,
+}
+
+/// Whether there is protected memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protection {
+    Off,
+    On,
 }
 
 /// Whose tables are walked, and how what is found is tagged.
@@ -120,50 +140,54 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
     }
 
     fn resolve(&self, request: &Request) -> Result<Answer, Blocked> {
-        let (view, enabled, mode, hit) = self.look(request);
-        let answer = if !enabled {
+        let look = self.look(request);
+        let in_interrupt_range = request.pasid.is_none() && INTERRUPTS.contains(&request.address);
+        let answer = if !look.enabled {
             // 4.2.1: without remapping there is no ATS.
             match request.address_type {
                 AddressType::Untranslated => identity(request.address),
                 _ => return Err(UNSUPPORTED),
             }
-        } else if request.pasid.is_none() && INTERRUPTS.contains(&request.address) && !is_translated(request) {
+        } else if in_interrupt_range && !is_translated(request) {
             return self.interrupt_range(request);
-        } else if let Some(leaf) = hit {
-            answer(&leaf?, request.address)
         } else {
-            self.through_tables(&view, mode, request)?
+            let hit = look.line.and_then(|(line, mode)| self.judge(&line, mode, &Lookup::from(request)));
+            match hit {
+                Some(leaf) => answer(&leaf?, request.address),
+                None => self.through_tables(&look.view, look.mode, request)?,
+            }
         };
-        // 11.4.8.1: blocked without a fault.
-        let is_access = request.address_type != AddressType::TranslationRequest;
-        if is_access && self.state.lock(&self.platform).registers.protects(answer.phys.as_u64()) {
+        // 11.4.8.1: blocked without a fault. What is only asked for is not accessed.
+        if look.protection == Protection::On
+            && request.address_type != AddressType::TranslationRequest
+            && self.state.lock(&self.platform).registers.protects(answer.phys.as_u64())
+        {
             return Err(UNSUPPORTED);
         }
         Ok(answer)
     }
 
-    /// What registers say, and what the IOTLB has for an untranslated request.
-    fn look(&self, request: &Request) -> (View, bool, Option<TableMode>, Option<Result<Leaf, Blocked>>) {
+    /// What registers say, and what the IOTLB has for an untranslated request: all at one moment.
+    fn look(&self, request: &Request) -> Look {
         let retention = self.chooser.retention();
         let mut state = self.state.lock(&self.platform);
         let registers = &state.registers;
         let view = View { root: registers.latched_root, epoch: state.epoch, retention };
         let (enabled, mode) = (registers.status.contains(Global::TE), registers.mode());
+        let protection = if registers.protected & PMEN_PRS == 0 { Protection::Off } else { Protection::On };
         let of_tables = match mode {
             Some(TableMode::Legacy) if request.pasid.is_none() => Some(Mode::Legacy),
             Some(TableMode::Scalable) => Some(Mode::Scalable),
             _ => None,
         };
-        let mut hit = None;
-        if enabled
-            && request.address_type == AddressType::Untranslated
-            && let Some(of_tables) = of_tables
-            && let Some(line) = state.caches.translation(&key(request), request.address, retention)
-        {
-            drop(state);
-            hit = self.judge(&line, of_tables, &Lookup::from(request));
-        }
-        (view, enabled, mode, hit)
+        let line = match of_tables {
+            Some(of_tables) if enabled && request.address_type == AddressType::Untranslated => {
+                let line = state.caches.translation(&key(request), request.address, retention);
+                line.map(|line| (line, of_tables))
+            }
+            _ => None,
+        };
+        Look { view, enabled, mode, protection, line }
     }
 
     /// A request without PASID to the interrupt address range.

@@ -24,12 +24,15 @@ mod invalidation;
 mod legacy;
 mod page_requests;
 mod queue;
+mod races;
 mod registers;
 mod scalable;
 
 /// Words at physical addresses, and a log of what the unit did to the rest of the machine.
 #[derive(Default)]
 pub(super) struct Machine {
+    /// Called once, when the word at this address is read.
+    trap: Mutex<Option<(u64, Box<dyn FnOnce() + Send>)>>,
     words: Mutex<HashMap<u64, u64>>,
     log: Mutex<Vec<Event>>,
     /// What devices answer; `Done` unless told otherwise.
@@ -63,6 +66,11 @@ impl Machine {
         self.answers.lock().unwrap().insert(source, answer);
     }
 
+    /// Calls `trap` when the word at `address` was read, before its value is used.
+    pub(super) fn trap(&self, address: u64, trap: impl FnOnce() + Send + 'static) {
+        *self.trap.lock().unwrap() = Some((address, Box::new(trap)));
+    }
+
     fn note(&self, event: Event) {
         self.log.lock().unwrap().push(event);
     }
@@ -78,7 +86,12 @@ fn check(address: PhysAddr) -> Result<u64, Unreachable> {
 impl Host for Machine {
     fn read(&self, address: PhysAddr, _: Snoop) -> Result<u64, Unreachable> {
         assert!(address.is_aligned(8));
-        Ok(self.peek(check(address)?))
+        let value = self.peek(check(address)?);
+        let trap = self.trap.lock().unwrap().take_if(|trap| trap.0 == address.as_u64());
+        if let Some((_, trap)) = trap {
+            trap();
+        }
+        Ok(value)
     }
 
     fn write32(&self, address: PhysAddr, value: u32) -> Result<(), Unreachable> {
