@@ -90,7 +90,7 @@ fn tables_stay_until_they_are_invalidated() {
     // Page table 1 takes the place of page table 0 below the top: another page at 0x6000.
     unit.map(0, 3, 0x6000, 0, 0x8000 | 3);
     unit.map(1, 3, 0x6000, 0, 0x9000 | 3);
-    unit.host().poke(top(0), super::tables(1) + 0x2000 | 3);
+    unit.host().poke(top(0), (super::tables(1) + 0x2000) | 3);
     assert_eq!(unit.goes(read(0x6000)), Ok(0x8000));
     unit.process(&[pages(0x6000 | 1 << 6)]);
     assert_eq!(unit.goes(read(0x6000)), Ok(0x8000), "IH: tables are kept");

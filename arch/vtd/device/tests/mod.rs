@@ -28,11 +28,14 @@ mod races;
 mod registers;
 mod scalable;
 
+/// What happens while a word is being read.
+type Trap = Box<dyn FnOnce() + Send>;
+
 /// Words at physical addresses, and a log of what the unit did to the rest of the machine.
 #[derive(Default)]
 pub(super) struct Machine {
     /// Called once, when the word at this address is read.
-    trap: Mutex<Option<(u64, Box<dyn FnOnce() + Send>)>>,
+    trap: Mutex<Option<(u64, Trap)>>,
     words: Mutex<HashMap<u64, u64>>,
     log: Mutex<Vec<Event>>,
     /// What devices answer; `Done` unless told otherwise.
@@ -212,7 +215,7 @@ impl<C: Chooser + 'static> Unit<C> {
         let index = |level: u64| (address >> (12 + 9 * level) & 0x1ff) * 8;
         for upper in level + 1..4 {
             let table = tables(n) + upper * 0x1000;
-            self.host().poke(table + index(upper), tables(n) + (upper - 1) * 0x1000 | link);
+            self.host().poke(table + index(upper), (tables(n) + (upper - 1) * 0x1000) | link);
         }
         self.host().poke(tables(n) + level * 0x1000 + index(level), entry);
     }

@@ -92,7 +92,7 @@ fn requests_with_and_without_pasid() {
     let supervisor = Request { privilege: Privilege::Supervisor, ..of(1, read(0x5000)) };
     assert_eq!(unit.goes(supervisor), Err(0x5d), "SPT.6");
     let narrow =
-        super::unit(with(Cap::empty(), ALL - Ecap::from_bits_retain(0x1f << 35) | Ecap::from_bits_retain(7 << 35)));
+        super::unit(with(Cap::empty(), (ALL - Ecap::from_bits_retain(0x1f << 35)) | Ecap::from_bits_retain(7 << 35)));
     narrow.start_scalable(PASIDE);
     assert_eq!(narrow.goes(of(256, read(0x5000))), Err(0x89), "SGN.10");
     let closed = super::unit(configured(Cap::empty()));
