@@ -1,7 +1,6 @@
 //! Every plan between every two entries, seen by hardware at every moment.
 
 extern crate std;
-use std::collections::BTreeSet;
 use std::vec;
 use std::vec::Vec;
 
@@ -13,7 +12,7 @@ use crate::arch::vtd::layout::{AddressWidth, DomainId};
 const STORES: [Store; 2] = [Store::Bits64, Store::Bits128];
 
 /// What hardware does with requests, told by the fields that 9.6 says it looks at.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Seen {
     Blocked,
     /// Kind, domain id, PWSNP, PGSNP; first-stage table and levels; second-stage table, width, SSADE.
@@ -119,21 +118,19 @@ impl Moment {
         self.states.push(next);
     }
 
-    fn views(&self) -> BTreeSet<Seen> {
-        let mut views = BTreeSet::new();
+    /// Calls `visit` with all that a fetch may find.
+    fn views(&self, mut visit: impl FnMut(Seen)) {
         for (first, low) in self.states.iter().enumerate() {
             for (second, high) in self.states.iter().enumerate() {
                 // A fetch that met an absent entry is of no use once it is present (6.5.3.3): nothing
                 // needs to be invalidated then, unless in caching mode.
-                if second < first && !high.is_present() {
-                    continue;
+                if second >= first || high.is_present() {
+                    let mut torn = *low;
+                    torn.words[2..4].copy_from_slice(&high.words[2..4]);
+                    visit(seen(torn));
                 }
-                let mut torn = *low;
-                torn.words[2..4].copy_from_slice(&high.words[2..4]);
-                views.insert(seen(torn));
             }
         }
-        views
     }
 }
 
@@ -144,17 +141,20 @@ fn judge(old: PasidEntry, new: PasidEntry, steps: &[Step]) -> Option<Passage> {
     let mut passage = Passage::Hitless;
     for step in steps {
         moment.step(*step);
-        for view in moment.views() {
-            match view {
-                view if view == before || view == after => {}
-                Seen::Blocked => passage = Passage::Blocked,
-                _ => return None,
-            }
+        let mut third = false;
+        moment.views(|view| match view {
+            view if view == before || view == after => {}
+            Seen::Blocked => passage = Passage::Blocked,
+            _ => third = true,
+        });
+        if third {
+            return None;
         }
     }
     // The old tables are let go: nothing may go on with them.
-    let let_go = before == after || before == Seen::Blocked || !moment.views().contains(&before);
-    (moment.now() == new && let_go).then_some(passage)
+    let mut held = false;
+    moment.views(|view| held |= view == before && before != after && before != Seen::Blocked);
+    (moment.now() == new && !held).then_some(passage)
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn cost(passage: Passage, steps: &[Step]) -> Cost {
     (passage == Passage::Blocked, invalidations, pairs, steps.len() - invalidations)
 }
 
-/// Tries all sequences of stores of old and new words, and of invalidations, that cost less than `best`.
+/// Tries all sequences of up to four stores and invalidations that cost less than `best`.
 fn cheaper(old: PasidEntry, new: PasidEntry, store: Store, best: Cost, steps: &mut Vec<Step>) -> Option<Vec<Step>> {
     let mut moment = Moment::new(old);
     steps.iter().for_each(|step| moment.step(*step));
@@ -305,10 +305,9 @@ fn cheaper(old: PasidEntry, new: PasidEntry, store: Store, best: Cost, steps: &m
         steps.push(step);
         let mut after = moment.clone();
         after.step(step);
-        let known = [seen(old), seen(new), Seen::Blocked];
-        let possible = cost(Passage::Hitless, steps) < best
-            && steps.len() <= 6
-            && after.views().iter().all(|view| known.contains(view));
+        let (before, later) = (seen(old), seen(new));
+        let mut possible = cost(Passage::Hitless, steps) < best && steps.len() <= 4;
+        after.views(|view| possible &= view == before || view == later || view == Seen::Blocked);
         if possible {
             if judge(old, new, steps).is_some_and(|passage| cost(passage, steps) < best) {
                 return Some(steps.clone());
@@ -335,7 +334,6 @@ fn no_plan_is_cheaper() {
             PasidEntry::second_stage(table, width, one),
             PasidEntry::second_stage(other, width, two).with_page_snoop(),
             PasidEntry::nested(TABLES[0], levels, other, width, one),
-            PasidEntry::pass_through(width, one),
         ]
     };
     for &old in &some {
