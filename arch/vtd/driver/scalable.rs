@@ -134,7 +134,11 @@ impl<P: Platform> VtdUnit<P> {
         // If it is not known to be gone, the next attach finds it absent.
         gone?;
         context.publish(if requester.ats.is_some() { new.with_device_tlb() } else { new });
-        if self.capabilities().caches_absent() { self.forget_absent_device(source) } else { Ok(()) }
+        // What is cached of its absence goes with that of the PASID entry, if that is absent.
+        match cached {
+            Some(_) if self.capabilities().caches_absent() => self.forget_absent_device(source),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn pasid_entry(&self, translation: Translation) -> PasidEntry {
