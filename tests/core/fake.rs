@@ -76,7 +76,7 @@ pub(crate) struct State {
     walks: BTreeMap<(u32, u64), u64>,
     /// Page by page: what devices have asked for. They ask for no page twice.
     device_tlbs: BTreeMap<(SourceId, u64), u64>,
-    queue: Vec<(Ticket, CacheTag, Vec<DeviceTlb>, Vec<IovaRange>, Depth)>,
+    queue: Vec<(Ticket, Told)>,
     tickets: u64,
 }
 
@@ -105,6 +105,14 @@ impl Event {
     pub(crate) fn is_invalidation(&self) -> bool {
         matches!(self, Self::Invalidate(..))
     }
+}
+
+/// An invalidation in the queue.
+struct Told {
+    tag: CacheTag,
+    devices: Vec<DeviceTlb>,
+    ranges: Vec<IovaRange>,
+    depth: Depth,
 }
 
 /// The unit's entry for a source; none is a block.
@@ -345,9 +353,7 @@ impl FakeUnit {
 
     /// A DMA by a device that looks into its device TLB first: where it arrives.
     pub(crate) fn translated(&self, source: SourceId, iova: u64) -> Option<u64> {
-        if self.state().sources.get(&source)?.device.is_none() {
-            return None;
-        }
+        self.state().sources.get(&source)?.device?;
         let page = (source, iova >> 12);
         let cached = self.state().device_tlbs.get(&page).copied();
         let found = cached.or_else(|| self.dma(source, iova & !0xfff, Prot::READ))?;
@@ -367,13 +373,14 @@ impl FakeUnit {
     }
 
     /// First the unit's own cache; a device that asks in between gets what that still holds.
-    fn execute(state: &mut State, tag: CacheTag, devices: &[DeviceTlb], ranges: &[IovaRange], depth: Depth) {
+    fn execute(state: &mut State, told: &Told) {
+        let Told { tag, devices, ranges, depth } = told;
         let hit = |first: u64, last: u64| {
             ranges.is_empty() || ranges.iter().any(|r| r.start().as_u64() <= last && first <= r.last().as_u64())
         };
         let covers = |index: u64, shift: u32| hit(index << shift, (index << shift) + ((1 << shift) - 1));
         state.iotlb.retain(|(id, page), _| *id != tag.id || !covers(*page, 12));
-        if depth == Depth::Tables || ranges.is_empty() {
+        if *depth == Depth::Tables || ranges.is_empty() {
             state.walks.retain(|(id, walk), _| *id != tag.id || !covers(*walk, 21));
         }
         let told = |source: &SourceId| devices.iter().any(|device| device.source == *source);
@@ -596,7 +603,7 @@ impl IommuOps for FakeUnit {
         let ticket = Ticket(state.tickets);
         let Invalidation { tag, devices, ranges, depth } = *invalidation;
         state.log.push(Event::Invalidate(tag.id, ranges.len(), depth));
-        state.queue.push((ticket, tag, devices.to_vec(), ranges.to_vec(), depth));
+        state.queue.push((ticket, Told { tag, devices: devices.to_vec(), ranges: ranges.to_vec(), depth }));
         Ok(ticket)
     }
 
@@ -613,8 +620,8 @@ impl IommuOps for FakeUnit {
             return Err(TIMED_OUT);
         }
         let position = state.queue.iter().position(|(queued, ..)| *queued == ticket);
-        let (_, tag, devices, ranges, depth) = state.queue.remove(position.expect("a ticket is redeemed once"));
-        Self::execute(&mut state, tag, &devices, &ranges, depth);
+        let (_, told) = state.queue.remove(position.expect("a ticket is redeemed once"));
+        Self::execute(&mut state, &told);
         Ok(())
     }
 
