@@ -146,6 +146,8 @@ fn model_configurations() -> Vec<Configuration> {
     let normal = VtdOptions::default();
     let scalable = VtdOptions { scalable: true, ..normal };
     let first_stage = VtdOptions { first_stage: true, ..normal };
+    // Without a second stage there is no width of it.
+    let widths = Cap::SAGAW_39 | Cap::SAGAW_48;
     let model = Configuration::model;
     let new = ModelOptions::new;
     vec![
@@ -163,8 +165,12 @@ fn model_configurations() -> Vec<Configuration> {
         model("model-scalable-coherent", scalable, new().with_ecap(Ecap::C | Ecap::SMPWCS).seed(11)),
         model("model-scalable-write-buffers", scalable, new().with_cap(Cap::RWBF).seed(12)),
         model("model-scalable-caching-mode", VtdOptions { caching_mode: true, ..scalable }, new().seed(13)),
-        model("model-first-stage", first_stage, new().seed(14)),
-        model("model-first-stage-caching-mode", VtdOptions { caching_mode: true, ..first_stage }, new().seed(15)),
+        model("model-first-stage", first_stage, new().without_cap(widths).seed(14)),
+        model(
+            "model-first-stage-caching-mode",
+            VtdOptions { caching_mode: true, ..first_stage },
+            new().without_cap(widths).seed(15),
+        ),
         model("model-both-stages", scalable, new().with_ecap(Ecap::FSTS).seed(16)),
     ]
 }

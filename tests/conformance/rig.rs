@@ -139,6 +139,13 @@ impl<'m> Rig<'m> {
     }
 }
 
+/// Asserts that a reason is one of those that a unit may give: in legacy mode, as QEMU does in every mode,
+/// and in scalable mode.
+#[track_caller]
+pub(crate) fn assert_reason(fault: &FaultRecord, kind: FaultKind, reasons: &[u32]) {
+    assert!(fault.kind == kind && reasons.contains(&fault.reason), "{fault}, not of {kind:?} {reasons:x?}");
+}
+
 /// Whether the domain's table is in the format of the processor's own.
 pub(crate) fn is_first_stage(domain: &Domain) -> bool {
     domain.ops().stage() == Some(Stage::First)

@@ -63,10 +63,12 @@ impl Translation {
 
     /// The PASID entry (VT-d 9.6).
     pub(super) fn pasid_entry(self, capabilities: &Capabilities) -> PasidEntry {
-        let width = capabilities.widest().unwrap_or(AddressWidth::Bits48);
+        // AW is reserved without a second stage, and ignored where none is walked; but units of older
+        // revisions, and emulations, then look at it all the same, and say so in SAGAW.
+        let widest = capabilities.widest();
         let entry = match self.path {
-            Path::PassThrough => return PasidEntry::pass_through(width, self.id),
-            Path::FirstStage { table, levels } => PasidEntry::first_stage(table, levels, self.id).with_width(width),
+            Path::PassThrough => return PasidEntry::pass_through(AddressWidth::Bits48, self.id).with_width(widest),
+            Path::FirstStage { table, levels } => PasidEntry::first_stage(table, levels, self.id).with_width(widest),
             Path::SecondStage { table, width } => PasidEntry::second_stage(table, width, self.id),
         };
         let entry = if capabilities.snoops_page_walks() { entry.with_page_walk_snoop() } else { entry };

@@ -342,9 +342,11 @@ impl<P: Platform> VtdUnit<P> {
     /// Whether the unit may have cached something of the tables as they were before the call. Until it
     /// was given them it takes no request that is for their mode only (VT-d 6.5.2, Table 26).
     pub(super) fn may_cache(&self) -> bool {
-        // The change before: whoever shows the tables meanwhile shows it with them.
-        fence(Ordering::SeqCst);
-        self.shown.load(Ordering::Relaxed)
+        self.shown.load(Ordering::Relaxed) || {
+            // The change before: whoever shows the tables meanwhile shows it with them.
+            fence(Ordering::SeqCst);
+            self.shown.load(Ordering::Relaxed)
+        }
     }
 
     /// Whether translation and queue are off, after [`stop`](Self::stop). Nothing needs to be

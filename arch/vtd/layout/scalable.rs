@@ -321,11 +321,15 @@ impl PasidEntry {
         Self { words: [low, domain.as_u16() as u64, 0, 0, 0, 0, 0, 0] }
     }
 
-    /// The same entry with this AW, which hardware ignores without a second stage. Units that follow
-    /// revisions before 3.0, and emulations, look at it all the same.
-    pub const fn with_width(self, width: AddressWidth) -> Self {
+    /// The same entry with this AW, or zero there. Hardware ignores AW where no second stage is walked,
+    /// but wants it to be zero if it has no second stage at all.
+    pub const fn with_width(self, width: Option<AddressWidth>) -> Self {
         let [low, second, third, fourth, fifth, sixth, seventh, eighth] = self.words;
-        Self { words: [low & !0x1c | (width as u64) << 2, second, third, fourth, fifth, sixth, seventh, eighth] }
+        let encoding = match width {
+            Some(width) => (width as u64) << 2,
+            None => 0,
+        };
+        Self { words: [low & !0x1c | encoding, second, third, fourth, fifth, sixth, seventh, eighth] }
     }
 
     /// The same entry, its page tables snooped by the walker (PWSNP; needs ECAP.SMPWCS).

@@ -67,6 +67,8 @@ pub struct QemuQuirks {
     /// Whether PASID-cache and PASID-based IOTLB invalidations are accepted and ignored. Other versions
     /// do what they say, and refuse them on a unit without scalable mode.
     pub vtd_ignores_pasid_invalidations: bool,
+    /// Whether second-stage faults of scalable mode are recorded with the reasons of legacy mode.
+    pub vtd_has_legacy_reasons_only: bool,
     /// Whether the unit can have a first stage.
     pub vtd_has_first_stage: bool,
     /// The reason that is recorded where the PASID entry is absent: 0x59, says the specification.
@@ -91,6 +93,7 @@ impl QemuQuirks {
             vtd_wait_with_both_is_fatal: version < QemuVersion::new(10, 2, 50),
             vtd_fault_pasid_is_garbage: true,
             vtd_ignores_pasid_invalidations: before_10,
+            vtd_has_legacy_reasons_only: true,
             vtd_has_first_stage: !before_10,
             vtd_absent_pasid_reason: match version {
                 _ if before_10 => 0x58,
