@@ -12,7 +12,7 @@ use iommu::arch::vtd::layout::{Cap, Ecap};
 use iommu::pci::PciConfig;
 use iommu::platform::{Hosted, Instant, Platform, Processor, Registers};
 use iommu::{PciAddress, PhysAddr, PhysRange, Result};
-use iommu_harness::observed::{Adversary, ObservedMemory};
+use iommu_harness::observed::{Adversary, Event, ObservedMemory};
 use iommu_harness::{FramePool, GuestRam};
 
 use crate::unit::Unit;
@@ -23,6 +23,8 @@ pub(crate) const BASE: u64 = 0xfed9_0000;
 const TABLES: (u64, u64) = (0x100_0000, 0x200_0000);
 /// What polling once costs on the machine's clock.
 const TICK: Duration = Duration::from_millis(1);
+/// Stores one after the other between which devices ask each time.
+const LONG_RUN: u64 = 32;
 /// More than a unit does for one request.
 const SETTLED: usize = 10_000;
 
@@ -108,7 +110,16 @@ impl Bench {
         let unit = Arc::new(Unit::new(memory.clone(), &setup));
         let shared = Arc::new(Shared::default());
         let (of_probe, asked) = (shared.clone(), unit.clone());
-        memory.set_probe(Some(Arc::new(move |_event| {
+        let burst = AtomicU64::new(0);
+        memory.set_probe(Some(Arc::new(move |event| {
+            // Of a long run of stores devices meet some only.
+            let stores = if event == Event::Store { burst.fetch_add(1, Ordering::Relaxed) } else { 0 };
+            if event != Event::Store {
+                burst.store(0, Ordering::Relaxed);
+            }
+            if stores > LONG_RUN && !stores.is_multiple_of(LONG_RUN) {
+                return;
+            }
             if setup.pace == Pace::Eager {
                 asked.step();
             }

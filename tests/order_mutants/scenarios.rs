@@ -1,14 +1,16 @@
 //! What a driver is asked to do, and what devices may reach meanwhile and afterwards.
 
 use iommu::arch::vtd;
-use iommu::arch::vtd::driver::{Queue, QueueConfig, UnitRegisters};
-use iommu::arch::vtd::layout::descriptors::{ContextScope, DeviceRange, Drain, IotlbScope, Request};
 use iommu::arch::vtd::layout::registers::{Global, PMEN_EPM, PMEN_PRS, offset};
-use iommu::arch::vtd::layout::{Cap, Descriptor, DomainId, Ecap};
+use iommu::arch::vtd::layout::{Cap, Ecap};
 use iommu::device::Trust;
+use iommu::domain::{DirtyBitmap, DirtyRead, DirtyTracking, DomainOptions};
+use iommu::ops::{DomainFeatures, Stage};
+use iommu::pgtable::PageSize;
 use iommu::{Device, Domain, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot};
 
 use crate::bench::{BASE, Bench, Convicted, Functions, Verdict, WideStores};
+use crate::queue;
 
 /// A way of using the driver, and the units that it is for.
 pub(crate) struct Scenario {
@@ -43,7 +45,7 @@ pub(crate) enum UnitKind {
 impl UnitKind {
     pub(crate) fn registers(self) -> (Cap, Ecap) {
         let cap = Cap::from_bits_retain(0x00d2_008c_222f_0606) | Cap::PLMR;
-        let ecap = Ecap::from_bits_retain(0x00f0_0f00) | Ecap::C | Ecap::QI | Ecap::PT | Ecap::IR;
+        let ecap = Ecap::from_bits_retain(0x00f0_0f00) | Ecap::C | Ecap::QI | Ecap::PT | Ecap::IR | Ecap::DT;
         let scalable = Ecap::SMTS | Ecap::SSTS | Ecap::FSTS | Ecap::SSADS | Ecap::PASID | Ecap::SC;
         match self {
             Self::Plain => (cap, ecap),
@@ -74,6 +76,14 @@ const ALL: &[UnitKind] = &[
     UnitKind::ScalableWriteBuffers,
 ];
 
+const SCALABLE: &[UnitKind] = &[
+    UnitKind::Scalable,
+    UnitKind::ScalableNarrow,
+    UnitKind::ScalableNonCoherent,
+    UnitKind::ScalableCachingMode,
+    UnitKind::ScalableWriteBuffers,
+];
+
 pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "bring-up", units: ALL, run: bring_up },
     Scenario { name: "bring-up with protected memory", units: &[UnitKind::Plain], run: protected_memory },
@@ -85,18 +95,24 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "cut", units: ALL, run: cut },
     Scenario { name: "identity", units: ALL, run: identity },
     Scenario { name: "second kernel", units: ALL, run: second_kernel },
+    Scenario { name: "second kernel without devices", units: ALL, run: second_kernel_without_devices },
+    Scenario { name: "stages", units: SCALABLE, run: stages },
+    Scenario { name: "dirty tracking", units: &[UnitKind::Scalable, UnitKind::ScalableNarrow], run: dirty },
     Scenario { name: "shutdown and enable", units: ALL, run: shutdown },
     Scenario { name: "suspend and resume", units: ALL, run: suspend },
     Scenario { name: "teardown", units: ALL, run: teardown },
-    Scenario { name: "a refused request", units: &[UnitKind::Plain], run: refused },
-    Scenario { name: "a device that does not answer", units: &[UnitKind::Plain], run: deaf },
-    Scenario { name: "a predecessor's queue", units: &[UnitKind::Plain], run: queue_taken_over },
+    Scenario { name: "a refused request", units: &[UnitKind::Plain], run: queue::refused },
+    Scenario { name: "a device that does not answer", units: &[UnitKind::Plain], run: queue::deaf },
+    Scenario { name: "nobody waits", units: &[UnitKind::Plain], run: queue::dropped },
+    Scenario { name: "registers alone", units: &[UnitKind::Plain], run: queue::root_table },
+    Scenario { name: "a predecessor's queue", units: &[UnitKind::Plain], run: queue::taken_over },
 ];
 
 /// 00:04.0, and a function on another bus.
 const FUNCTIONS: &[PciAddress] = &[PciAddress::from_requester_id(0, 0x20), PciAddress::from_requester_id(0, 0x120)];
 const FIRST: u16 = 0x20;
 const SECOND: u16 = 0x120;
+const FAR: u16 = 0x8008;
 
 /// Reserved by firmware for the first function.
 const RESERVED: u64 = 0x7000_0000;
@@ -173,6 +189,8 @@ fn bring_up(bench: &Bench) -> Verdict {
     bench.settled(FIRST, NOWHERE, None)?;
     bench.settled(FIRST, RESERVED, Some(RESERVED))?;
     bench.settled(SECOND, NOWHERE, None)?;
+    // On a bus that nobody has heard of.
+    bench.settled(FAR, NOWHERE, None)?;
     bench.watch_nothing();
     drop(world);
     bench.verdict()
@@ -254,7 +272,8 @@ fn new_bus(bench: &Bench) -> Verdict {
 }
 
 fn reuse(bench: &Bench) -> Verdict {
-    const AT: u64 = 0x20_0000;
+    // In the widest window, where maps take the short way.
+    const AT: u64 = 0x10_0020_0000;
     let world = World::boot(bench)?;
     let domain = world.domain()?;
     world.iommu.attach_device(&domain, &world.device)?;
@@ -300,13 +319,15 @@ fn tables(bench: &Bench) -> Verdict {
         bench.watch_nothing();
     }
     // A table full of small pages, which goes with them; prepared where there was none.
-    for (at, phys) in [(LARGE, 0x1_0000_1000), (LARGE + 4 * SIZE, 0x1_4000_1000), (LARGE, 0x1_8000_1000)] {
+    let small =
+        [(LARGE, 0x1_0000_1000, SIZE), (LARGE + 4 * SIZE, 0x1_4000_1000, 3 * SIZE), (LARGE, 0x1_8000_1000, SIZE)];
+    for (at, phys, bytes) in small {
         bench.settled(FIRST, at, None)?;
         bench.watch(FIRST, at, &[None, Some(phys)]);
-        map(&domain, at, phys, SIZE)?;
+        map(&domain, at, phys, bytes)?;
         bench.settled(FIRST, at, Some(phys))?;
         bench.watch(FIRST, at, &[None, Some(phys)]);
-        unmap(&domain, at, SIZE)?;
+        unmap(&domain, at, bytes)?;
         bench.settled(FIRST, at, None)?;
         bench.watch_nothing();
     }
@@ -520,79 +541,116 @@ fn teardown(bench: &Bench) -> Verdict {
     bench.verdict()
 }
 
-// The queue alone.
-
-fn global() -> Descriptor {
-    Request::Context(ContextScope::Global).encode()
-}
-
-fn whole_domain(id: u16) -> Descriptor {
-    Request::Iotlb(IotlbScope::Domain(DomainId::new(id)), Drain::READS | Drain::WRITES).encode()
-}
-
-fn queue(bench: &Bench) -> Verdict<(UnitRegisters<Bench>, Queue<Bench>)> {
-    let unit = UnitRegisters::map(bench.clone(), PhysAddr::new(BASE))?;
-    let queue = Queue::new(bench.clone(), QueueConfig::default())?;
-    queue.start(&unit)?;
-    Ok((unit, queue))
-}
-
-fn refused(bench: &Bench) -> Verdict {
-    let (unit, queue) = queue(bench)?;
-    let nonsense = Descriptor { words: [0xf, 0, 0, 0] };
-    for _round in 0..3 {
-        let before = queue.submit(&unit, &[whole_domain(7)])?;
-        let bad = queue.submit(&unit, &[global(), nonsense, global()])?;
-        let after = queue.submit(&unit, &[whole_domain(8)])?;
-        queue.wait(&unit, before)?;
-        if queue.wait(&unit, bad).is_ok() {
-            return Err(Convicted("a request that the unit refused is taken for done".into()));
-        }
-        queue.wait(&unit, after)?;
-        queue.run(&unit, &[global()])?;
-    }
-    queue.stop(&unit)?;
-    drop((queue, unit));
+fn second_kernel_without_devices(bench: &Bench) -> Verdict {
+    const AT: u64 = 0x10_0000;
+    let before = World::boot(bench)?;
+    let domain = before.domain()?;
+    map(&domain, AT, 0x1000_0000, 0x1000)?;
+    before.iommu.attach_device(&domain, &before.device)?;
+    bench.settled(FIRST, AT, Some(0x1000_0000))?;
+    std::mem::forget((before, domain));
+    bench.watch(FIRST, AT, &[None, Some(0x1000_0000)]);
+    bench.watch(FAR, AT, &[None]);
+    let iommu = Iommu::new(bench.clone(), Policy::default())?;
+    vtd::init(&iommu, &dmar())?;
+    iommu.enable()?;
+    bench.settled(FIRST, AT, None)?;
+    bench.settled(FAR, AT, None)?;
+    bench.watch_nothing();
+    drop(iommu);
     bench.verdict()
 }
 
-fn deaf(bench: &Bench) -> Verdict {
-    const DEAF: u16 = 0x40;
-    let (unit, queue) = queue(bench)?;
-    bench.unit().set_deaf(&[DEAF]);
-    let device =
-        |source| Request::DeviceTlb { source, physical_function: 0, max_pending: 0, range: DeviceRange::ALL }.encode();
-    for _round in 0..3 {
-        let before = queue.submit(&unit, &[whole_domain(7)])?;
-        let bad = queue.submit(&unit, &[device(DEAF)])?;
-        let after = queue.submit(&unit, &[whole_domain(8)])?;
-        queue.wait(&unit, before)?;
-        if queue.wait(&unit, bad).is_ok() {
-            return Err(Convicted("a device that did not answer is taken for invalidated".into()));
+/// Between domains of both stages and identity, of which the old one goes at once.
+fn stages(bench: &Bench) -> Verdict {
+    const AT: u64 = 0x10_0000;
+    let world = World::boot(bench)?;
+    let group = world.device.group().unwrap();
+    let mut old = None;
+    let mut before = None;
+    // Each kind after each.
+    let kinds = [
+        Some(Stage::First),
+        Some(Stage::Second),
+        None,
+        Some(Stage::First),
+        Some(Stage::First),
+        None,
+        Some(Stage::Second),
+        Some(Stage::Second),
+        Some(Stage::First),
+    ];
+    for (index, stage) in kinds.into_iter().enumerate() {
+        let phys = 0x1000_0000 * (index as u64 + 1);
+        let (domain, place) = match stage {
+            Some(stage) => {
+                let options = DomainOptions { stage: Some(stage), ..DomainOptions::default() };
+                let domain = world.iommu.paging_domain_with(&[&world.device], options)?;
+                map(&domain, AT, phys, 0x2000)?;
+                (domain, phys)
+            }
+            None => (world.iommu.identity_domain().clone(), AT),
+        };
+        bench.watch(FIRST, AT, &[None, before, Some(place)]);
+        world.iommu.replace(&domain, group)?;
+        bench.settled(FIRST, AT, Some(place))?;
+        drop(old.take());
+        bench.settled(FIRST, AT, Some(place))?;
+        if stage.is_some() {
+            bench.settled(FIRST, AT + 0x1000, Some(place + 0x1000))?;
+            bench.watch(FIRST, AT + 0x1000, &[None, Some(place + 0x1000)]);
+            unmap(&domain, AT + 0x1000, 0x1000)?;
+            bench.settled(FIRST, AT + 0x1000, None)?;
         }
-        queue.wait(&unit, after)?;
-        queue.run(&unit, &[global()])?;
+        (before, old) = (Some(place), Some(domain));
+        bench.watch_nothing();
     }
-    queue.stop(&unit)?;
-    drop((queue, unit));
+    bench.watch_nothing();
+    world.iommu.release_device(&world.device)?;
+    drop((old, world));
     bench.verdict()
 }
 
-fn queue_taken_over(bench: &Bench) -> Verdict {
-    let (before, old) = queue(bench)?;
-    // Much under way.
-    for _batch in 0..20 {
-        let _ = old.submit(&before, &[global(), whole_domain(3)])?;
-    }
-    std::mem::forget((before, old));
-    let (unit, queue) = queue(bench)?;
-    queue.run(&unit, &[global()])?;
-    // Given up with work in it, and started again.
-    let _ = queue.submit(&unit, &[global(), Descriptor { words: [0xf, 0, 0, 0] }])?;
-    queue.fence();
-    queue.reset(&unit)?;
-    queue.run(&unit, &[global()])?;
-    queue.stop(&unit)?;
-    drop((queue, unit));
+fn dirty(bench: &Bench) -> Verdict {
+    const AT: u64 = 0x10_0000;
+    let world = World::boot(bench)?;
+    let features = DomainFeatures::DIRTY_TRACKING;
+    let domain =
+        world.iommu.paging_domain_with(&[&world.device], DomainOptions { features, ..DomainOptions::default() })?;
+    map(&domain, AT, 0x1000_0000, 0x4000)?;
+    world.iommu.attach_device(&domain, &world.device)?;
+    let write = |page: u64| bench.settled_access(FIRST, AT + page, true, Some(0x1000_0000 + page));
+    let read = |expected: u64, what: &str| {
+        let mut words = [0];
+        let mut bitmap = DirtyBitmap::new(&mut words, Iova::new(AT), PageSize::SIZE_4K)?;
+        domain.read_and_clear_dirty(range(AT, 0x4000), DirtyRead::Clear, &mut bitmap)?;
+        if words[0] != expected {
+            return Err(Convicted(format!("{what}: pages {:#b} are said to be dirty, not {expected:#b}", words[0])));
+        }
+        Ok(())
+    };
+    // Cached without a record.
+    write(0)?;
+    bench.watch_nothing();
+    domain.set_dirty_tracking(DirtyTracking::On)?;
+    write(0)?;
+    write(0x2000)?;
+    bench.watch_nothing();
+    read(0b101, "after the record was turned on")?;
+    // Cached as recorded.
+    write(0x2000)?;
+    bench.watch_nothing();
+    read(0b100, "after the record was cleared")?;
+    read(0, "after it was cleared, and nothing was written")?;
+    domain.set_dirty_tracking(DirtyTracking::Off)?;
+    write(0)?;
+    bench.watch_nothing();
+    domain.set_dirty_tracking(DirtyTracking::On)?;
+    read(0, "after it was turned on again")?;
+    write(0)?;
+    bench.watch_nothing();
+    read(1, "after a write")?;
+    world.iommu.detach_device(&domain, &world.device)?;
+    drop((domain, world));
     bench.verdict()
 }
