@@ -104,8 +104,8 @@ impl<'m> Side<'m> {
             }
             // SAFETY: one thread works on these domains.
             Operation::Unmap { domain, at } => format!("{:?}", unsafe { self.domains[domain].unmap_sync(at) }),
-            // SAFETY: as above.
             Operation::Protect { domain, at, prot } => {
+                // SAFETY: as above.
                 format!("{:?}", unsafe { self.domains[domain].protect(at, prot) })
             }
             // SAFETY: as above.
