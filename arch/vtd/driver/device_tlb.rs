@@ -56,7 +56,7 @@ impl<P: Platform> VtdUnit<P> {
     /// 8.5, 8.8).
     pub(super) fn serves_device_tlb(&self, device: &DeviceInfo, pci: &dyn PciConfig) -> bool {
         let (DeviceId::Pci(function), Ok(dmar)) = (device.id, self.firmware.dmar()) else { return false };
-        // Only such requests can be told from each other by what is invalidated.
+        // Invalidations name whole pages.
         let page_aligned =
             || PciFunction::read(pci, function).is_some_and(|f| f.ats.is_some_and(|ats| ats.page_aligned));
         let named = || dmar.satc_of(function, &device.bridges, secondary_bus(pci)).is_some();
