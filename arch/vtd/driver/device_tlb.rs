@@ -46,7 +46,7 @@ pub(super) struct FencedDevices {
 }
 
 impl FencedDevices {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { count: AtomicUsize::new(0), list: Lock::new(heapless::Vec::new()) }
     }
 }
