@@ -481,6 +481,9 @@ pub trait IommuOps: Any + Send + Sync {
 
     /// Submits an invalidation: in the unit's cache and, when that is done, in the device TLBs. Any.
     ///
+    /// What was stored before the call is to be visible to the unit before it executes the request: a
+    /// barrier ([`Platform::publish`](crate::platform::Platform::publish)) of the unit's own.
+    ///
     /// # Errors
     /// [`Error::Fenced`], [`Error::TimedOut`] when there is no room.
     fn invalidate(&self, invalidation: &Invalidation<'_>) -> Result<Ticket>;

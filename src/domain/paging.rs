@@ -97,7 +97,6 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
 
     /// Invalidates in every cache and waits. All units work at the same time.
     pub(super) fn invalidate(&self, flush: &Flush) -> Result<()> {
-        site::CHANGED.publish(&self.platform);
         let snapshot = self.tags.read();
         let mut result = Ok(());
         let mut under_way: heapless::Vec<(&Unit, Ticket), TICKETS_AT_ONCE> = heapless::Vec::new();

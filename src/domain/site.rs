@@ -5,7 +5,6 @@ use crate::sync::site::sites;
 sites! {
     MAPPED_ONE = "domain: one leaf, before map returns";
     MAPPED = "domain: leaves, before map returns";
-    CHANGED = "domain: changed entries, before the invalidation";
     REQUEST = "domain: the invalidation";
     WAIT = "domain: the wait for the invalidation, before memory and tables are given back";
 }

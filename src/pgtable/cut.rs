@@ -139,7 +139,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         }
     }
 
-    /// Sets bits in all leaves of a table that is not linked.
+    /// Sets bits in all leaves of a table that is not linked. A walker that does not see them sets them
+    /// again.
     fn add_bits(&self, table: PhysAddr, level: u8, bits: u64) {
         // SAFETY: built by this call and not linked.
         let table = unsafe { self.table(table.as_u64()) };
@@ -156,7 +157,6 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                 Kind::Table(child) => self.add_bits(PhysAddr::new(child), level - 1, bits),
             }
         }
-        self.clean(site::SPLIT_BITS_CLEAN, table, 0, table.len());
     }
 
     /// Makes a leaf part of a page of fewer entries.

@@ -17,7 +17,6 @@ sites! {
     PROTECT_CLEAN = "page table: clean of leaves whose permission changed";
     DIRTY_CLEAN = "page table: clean of leaves whose dirty bit was cleared";
     SPLIT_TABLE_CLEAN = "page table: clean of a table that replaces a large page";
-    SPLIT_BITS_CLEAN = "page table: clean of accessed and dirty bits, taken over from a large page";
     SPLIT_TABLE = "page table: leaves that replace a large page, before the link to them";
     SPLIT_CLEAN = "page table: clean of links that replace large pages";
 }

@@ -188,7 +188,6 @@ impl<P: Platform> UnitRegisters<P> {
         let _turn = self.take_turn()?;
         self.registers.write32(offset::IQT, 0);
         self.registers.write64(offset::IQA, queue_address);
-        site::QUEUE.publish(&self.platform);
         self.command(site::ENABLE_QUEUE_WAIT, Global::QIE, Global::empty(), |status| status.contains(Global::QIE))
     }
 
@@ -203,11 +202,10 @@ impl<P: Platform> UnitRegisters<P> {
         self.registers.read32(offset::IQH)
     }
 
-    /// Tells the unit that descriptors below the byte offset `tail` are there. All that was stored
-    /// before is visible to it.
+    /// Tells the unit that descriptors below the byte offset `tail` are there. The caller has made them
+    /// visible.
     #[inline]
-    pub(super) fn publish_queue_tail(&self, site: Site, tail: u32) {
-        site.publish(&self.platform);
+    pub(super) fn set_queue_tail(&self, tail: u32) {
         self.registers.write32(offset::IQT, tail);
     }
 

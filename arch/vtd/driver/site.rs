@@ -20,10 +20,7 @@ pub(super) struct SlotSites {
     pub(super) upper: Site,
     pub(super) present: Site,
     pub(super) present_clean: Site,
-    pub(super) absent: Site,
     pub(super) absent_clean: Site,
-    pub(super) clear: Site,
-    pub(super) clear_clean: Site,
 }
 
 /// Root and context tables.
@@ -47,10 +44,7 @@ pub(super) const CONTEXT: SlotSites = SlotSites {
     upper: CONTEXT_HIGH,
     present: CONTEXT_PRESENT,
     present_clean: CONTEXT_PRESENT_CLEAN,
-    absent: CONTEXT_ABSENT,
     absent_clean: CONTEXT_ABSENT_CLEAN,
-    clear: CONTEXT_CLEAR,
-    clear_clean: CONTEXT_CLEAR_CLEAN,
 };
 
 /// PASID entries.
@@ -58,10 +52,7 @@ pub(super) const PASID: SlotSites = SlotSites {
     upper: PASID_UPPER,
     present: PASID_PRESENT,
     present_clean: PASID_PRESENT_CLEAN,
-    absent: PASID_ABSENT,
     absent_clean: PASID_ABSENT_CLEAN,
-    clear: PASID_CLEAR,
-    clear_clean: PASID_CLEAR_CLEAN,
 };
 
 sites! {
@@ -73,10 +64,7 @@ sites! {
     CONTEXT_HIGH = "VT-d: high half of a context entry, before the half that makes it present";
     CONTEXT_PRESENT = "VT-d: a context entry made present, before what follows";
     CONTEXT_PRESENT_CLEAN = "VT-d: clean of a context entry made present";
-    CONTEXT_ABSENT = "VT-d: a context entry made absent, before the invalidation";
     CONTEXT_ABSENT_CLEAN = "VT-d: clean of a context entry made absent, before the invalidation";
-    CONTEXT_CLEAR = "VT-d: a cleared context entry, before it is filled again";
-    CONTEXT_CLEAR_CLEAN = "VT-d: clean of a cleared context entry, before it is filled again";
     PASID_DIRECTORY_CLEAN = "VT-d: clean of a new PASID directory";
     PASID_TABLE_CLEAN = "VT-d: clean of a new PASID table, before the directory entry";
     PASID_TABLE = "VT-d: zeros of a new PASID table, before the directory entry";
@@ -84,10 +72,7 @@ sites! {
     PASID_UPPER = "VT-d: upper quadwords of a PASID entry, before the one that makes it present";
     PASID_PRESENT = "VT-d: a PASID entry made present, before what follows";
     PASID_PRESENT_CLEAN = "VT-d: clean of a PASID entry made present";
-    PASID_ABSENT = "VT-d: a PASID entry made absent, before the invalidation";
     PASID_ABSENT_CLEAN = "VT-d: clean of a PASID entry made absent, before the invalidation";
-    PASID_CLEAR = "VT-d: a cleared PASID entry, before it is filled again";
-    PASID_CLEAR_CLEAN = "VT-d: clean of a cleared PASID entry, before it is filled again";
     PASID_STEP = "VT-d: a store to a PASID entry that changes, before the next";
     PASID_STEP_CLEAN = "VT-d: clean of a PASID entry that changes, before the next store";
 
@@ -141,12 +126,10 @@ sites! {
     DISABLE_QUEUE_WAIT = "VT-d: wait for the queue to be off";
 
     // The queue.
-    QUEUE = "VT-d: status word, before the queue is on";
     REQUESTS = "VT-d: requests, before the tail";
     RECOVERY = "VT-d: a repaired queue, before the error is cleared";
-    RECOVERY_TAIL = "VT-d: a repaired queue, before the tail";
     STATUS_WRITES = "VT-d: status writes under way, before the status word is believed";
     STOP_REQUEST = "VT-d: the last wait, before the queue is off";
     DRY_WAIT = "VT-d: wait for the queue to run dry, before it is off";
-    GIVEN_UP_TAIL = "VT-d: a queue that is given up, before the tail";
+    GIVEN_UP = "VT-d: a repaired queue that is given up, before the error is cleared";
 }

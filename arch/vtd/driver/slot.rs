@@ -90,12 +90,12 @@ impl<P: Platform, const N: usize> Slot<'_, P, N> {
         self.exchange_low(self.kind.fenced, |low| low & !self.kind.fenced | PRESENT);
     }
 
-    /// Clears an entry that is not present.
+    /// Clears an entry that is not present. Hardware need not see that: it reads nothing else there, and
+    /// [`publish`](Self::publish) orders and cleans all of the entry.
     pub(super) fn clear(&self) {
         for index in 0..N {
             self.word(index).store(0);
         }
-        self.show(self.kind.sites.clear, self.kind.sites.clear_clean);
     }
 
     /// Makes what was written visible to hardware before anything that is written later.
@@ -119,7 +119,8 @@ impl<P: Platform, const N: usize> Slot<'_, P, N> {
         while low & bits != 0 {
             match self.word(0).compare_exchange(low, change(low)) {
                 Ok(()) => {
-                    self.show(self.kind.sites.absent, self.kind.sites.absent_clean);
+                    // Requests that follow are behind a barrier of the queue's own.
+                    self.visibility.clean(self.kind.sites.absent_clean, self.table, self.first, N);
                     return Some(low);
                 }
                 Err(found) => low = found,

@@ -346,7 +346,9 @@ impl<P: Platform> Queue<P> {
             state.tail = state.tail.wrapping_add(1);
         }
         self.finish_batch(&mut state, sequence);
-        unit.publish_queue_tail(site::REQUESTS, self.offset(state.tail));
+        // Everything stored before, tables included: a unit that has seen the tail sees it.
+        site::REQUESTS.publish(&self.platform);
+        unit.set_queue_tail(self.offset(state.tail));
         Ok(Some(Ticket { sequence }))
     }
 

@@ -60,7 +60,7 @@ impl<P: Platform> Queue<P> {
         // when the tail is written again.
         site::RECOVERY.publish(unit.platform());
         unit.clear_fault_status(status);
-        unit.publish_queue_tail(site::RECOVERY_TAIL, self.offset(state.tail));
+        unit.set_queue_tail(self.offset(state.tail));
     }
 
     /// Turns queued invalidation on, whatever was before. *Task only.*
@@ -301,8 +301,9 @@ impl<P: Platform> Queue<P> {
             }
         }
         let tail = unit.raw().read32(offset::IQT);
+        site::GIVEN_UP.publish(unit.platform());
         unit.clear_fault_status(status);
-        unit.publish_queue_tail(site::GIVEN_UP_TAIL, tail);
+        unit.set_queue_tail(tail);
     }
 
     fn turn_on(&self, unit: &UnitRegisters<P>) -> Result<()> {
