@@ -3,7 +3,7 @@
 
 use std::fmt::{self, Debug};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -89,6 +89,7 @@ struct Inner {
     memory: Arc<ObservedMemory>,
     unit: Arc<Unit>,
     clock: AtomicU64,
+    ats_control: AtomicU32,
     shared: Arc<Shared>,
     setup: Setup,
 }
@@ -126,7 +127,15 @@ impl Bench {
             of_probe.ask(&asked);
         })));
         let clock = AtomicU64::new(0);
-        Self(Arc::new(Inner { pool: FramePool::new(ram, range), memory, unit, clock, shared, setup }))
+        Self(Arc::new(Inner {
+            pool: FramePool::new(ram, range),
+            memory,
+            unit,
+            clock,
+            ats_control: AtomicU32::new(0),
+            shared,
+            setup,
+        }))
     }
 
     pub(crate) fn unit(&self) -> &Unit {
@@ -293,6 +302,10 @@ unsafe impl Platform for Bench {
         stored
     }
 
+    fn pci(&self) -> Option<&dyn PciConfig> {
+        Some(self)
+    }
+
     fn ram(&self, visit: &mut dyn FnMut(PhysRange)) {
         self.0.pool.ram().ranges().for_each(visit);
     }
@@ -304,17 +317,31 @@ impl Debug for Bench {
     }
 }
 
-/// Endpoints on bus 0.
-pub(crate) struct Functions(pub(crate) &'static [PciAddress]);
+/// 00:04.0, one on another bus, and one with a TLB.
+pub(crate) const FIRST: u16 = 0x20;
+pub(crate) const SECOND: u16 = 0x120;
+pub(crate) const ATS: u16 = 0x30;
 
-impl PciConfig for Functions {
+/// The functions of the machine.
+impl PciConfig for Bench {
     fn read32(&self, function: PciAddress, offset: u16) -> u32 {
-        match (self.0.contains(&function), offset) {
-            (true, 0) => 0x1234_8086,
-            (true, _) => 0,
-            (false, _) => u32::MAX,
+        match (function.requester_id(), offset) {
+            (FIRST | SECOND | ATS, 0) => 0x1234_8086,
+            // It has capabilities: PCI Express, of an integrated endpoint; ATS, page aligned.
+            (ATS, 0x4) => 1 << 20,
+            (ATS, 0x34) => 0x40,
+            (ATS, 0x40) => 9 << 20 | 0x0002_0010,
+            (ATS, 0x100) => 1 << 16 | 0xf,
+            (ATS, 0x104) => self.0.ats_control.load(Ordering::Relaxed) << 16 | 1 << 5,
+            (FIRST | SECOND | ATS, _) => 0,
+            _ => u32::MAX,
         }
     }
 
-    fn write32(&self, _: PciAddress, _: u16, _: u32) {}
+    fn write32(&self, function: PciAddress, offset: u16, value: u32) {
+        if (function.requester_id(), offset) == (ATS, 0x104) {
+            self.0.ats_control.store(value >> 16, Ordering::Relaxed);
+            self.unit().set_ats(ATS, value >> 31 != 0);
+        }
+    }
 }

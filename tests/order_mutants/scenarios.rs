@@ -7,9 +7,11 @@ use iommu::device::Trust;
 use iommu::domain::{DirtyBitmap, DirtyRead, DirtyTracking, DomainOptions};
 use iommu::ops::{DomainFeatures, Stage};
 use iommu::pgtable::PageSize;
-use iommu::{Device, Domain, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot};
+use iommu::{
+    AtsPolicy, BootPolicy, Device, Domain, DomainKind, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot,
+};
 
-use crate::bench::{BASE, Bench, Convicted, Functions, Verdict, WideStores};
+use crate::bench::{ATS, BASE, Bench, Convicted, FIRST, SECOND, Verdict, WideStores};
 use crate::queue;
 
 /// A way of using the driver, and the units that it is for.
@@ -98,6 +100,9 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "second kernel without devices", units: ALL, run: second_kernel_without_devices },
     Scenario { name: "stages", units: SCALABLE, run: stages },
     Scenario { name: "dirty tracking", units: &[UnitKind::Scalable, UnitKind::ScalableNarrow], run: dirty },
+    Scenario { name: "device TLB", units: ALL, run: device_tlb },
+    Scenario { name: "device TLB, dirty pages", units: &[UnitKind::Scalable], run: device_tlb_dirty },
+    Scenario { name: "a device TLB that does not answer", units: ALL, run: device_tlb_deaf },
     Scenario { name: "shutdown and enable", units: ALL, run: shutdown },
     Scenario { name: "suspend and resume", units: ALL, run: suspend },
     Scenario { name: "teardown", units: ALL, run: teardown },
@@ -108,14 +113,14 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "a predecessor's queue", units: &[UnitKind::Plain], run: queue::taken_over },
 ];
 
-/// 00:04.0, and a function on another bus.
-const FUNCTIONS: &[PciAddress] = &[PciAddress::from_requester_id(0, 0x20), PciAddress::from_requester_id(0, 0x120)];
-const FIRST: u16 = 0x20;
-const SECOND: u16 = 0x120;
 const FAR: u16 = 0x8008;
 
 /// Reserved by firmware for the first function.
 const RESERVED: u64 = 0x7000_0000;
+/// Device TLBs too.
+const POLICY: Policy =
+    Policy { ats: AtsPolicy::Trusted, boot: BootPolicy::Blocked, default_domain: DomainKind::Paging };
+
 /// Where nothing is ever mapped.
 const NOWHERE: u64 = 0x6666_0000;
 
@@ -143,9 +148,9 @@ struct World {
 impl World {
     /// Up to before translation is enabled.
     fn prepare(bench: &Bench) -> Verdict<Self> {
-        let iommu = Iommu::new(bench.clone(), Policy::default())?;
+        let iommu = Iommu::new(bench.clone(), POLICY)?;
         vtd::init(&iommu, &dmar())?;
-        let device = iommu.probe_pci(&Functions(FUNCTIONS), FUNCTIONS[0], Trust::Trusted)?;
+        let device = probe(&iommu, bench, FIRST)?;
         Ok(Self { iommu, device })
     }
 
@@ -162,6 +167,10 @@ impl World {
     fn domain(&self) -> Verdict<Domain> {
         Ok(self.iommu.paging_domain(&[&self.device])?)
     }
+}
+
+fn probe(iommu: &Iommu<Bench>, bench: &Bench, requester: u16) -> Verdict<Device> {
+    Ok(iommu.probe_pci(bench, PciAddress::from_requester_id(0, requester), Trust::Trusted)?)
 }
 
 fn range(at: u64, bytes: u64) -> IovaRange {
@@ -258,7 +267,7 @@ fn new_bus(bench: &Bench) -> Verdict {
     let world = World::boot(bench)?;
     bench.settled(SECOND, AT, None)?;
     bench.watch(SECOND, AT, &[None]);
-    let second = world.iommu.probe_pci(&Functions(FUNCTIONS), FUNCTIONS[1], Trust::Trusted)?;
+    let second = probe(&world.iommu, bench, SECOND)?;
     let domain = world.iommu.paging_domain(&[&second])?;
     map(&domain, AT, 0x1000_0000, 0x1000)?;
     bench.settled(SECOND, AT, None)?;
@@ -551,7 +560,7 @@ fn second_kernel_without_devices(bench: &Bench) -> Verdict {
     std::mem::forget((before, domain));
     bench.watch(FIRST, AT, &[None, Some(0x1000_0000)]);
     bench.watch(FAR, AT, &[None]);
-    let iommu = Iommu::new(bench.clone(), Policy::default())?;
+    let iommu = Iommu::new(bench.clone(), POLICY)?;
     vtd::init(&iommu, &dmar())?;
     iommu.enable()?;
     bench.settled(FIRST, AT, None)?;
@@ -652,5 +661,96 @@ fn dirty(bench: &Bench) -> Verdict {
     read(1, "after a write")?;
     world.iommu.detach_device(&domain, &world.device)?;
     drop((domain, world));
+    bench.verdict()
+}
+
+fn device_tlb(bench: &Bench) -> Verdict {
+    const AT: u64 = 0x10_0000;
+    let world = World::boot(bench)?;
+    let device = probe(&world.iommu, bench, ATS)?;
+    let group = device.group().unwrap();
+    let (one, two) = (world.iommu.paging_domain(&[&device])?, world.iommu.paging_domain(&[&device])?);
+    map(&one, AT, 0x1000_0000, 0x3000)?;
+    map(&two, AT, 0x2000_0000, 0x3000)?;
+    world.iommu.attach_device(&one, &device)?;
+    bench.settled(ATS, AT, Some(0x1000_0000))?;
+    // Both caches have it.
+    bench.settled(ATS, AT + 0x2000, Some(0x1000_2000))?;
+    bench.watch(ATS, AT + 0x2000, &[None, Some(0x1000_2000)]);
+    unmap(&one, AT + 0x2000, 0x1000)?;
+    bench.settled(ATS, AT + 0x2000, None)?;
+    bench.watch_nothing();
+    let identity = world.iommu.identity_domain();
+    let places = [(&two, 0x2000_0000), (identity, AT), (&one, 0x1000_0000), (&two, 0x2000_0000), (identity, AT)];
+    let mut before = 0x1000_0000;
+    for (domain, place) in places {
+        bench.settled(ATS, AT, Some(before))?;
+        bench.watch(ATS, AT, &[None, Some(before), Some(place)]);
+        world.iommu.replace(domain, group)?;
+        bench.settled(ATS, AT, Some(place))?;
+        before = place;
+    }
+    bench.watch(ATS, AT, &[None, Some(before)]);
+    world.iommu.detach_group(identity, group)?;
+    bench.settled(ATS, AT, None)?;
+    bench.watch_nothing();
+    world.iommu.release_device(&device)?;
+    drop((one, two, device, world));
+    bench.verdict()
+}
+
+fn device_tlb_dirty(bench: &Bench) -> Verdict {
+    const AT: u64 = 0x10_0000;
+    let world = World::boot(bench)?;
+    let device = probe(&world.iommu, bench, ATS)?;
+    let features = DomainFeatures::DIRTY_TRACKING;
+    let domain = world.iommu.paging_domain_with(&[&device], DomainOptions { features, ..DomainOptions::default() })?;
+    map(&domain, AT, 0x1000_0000, 0x1000)?;
+    world.iommu.attach_device(&domain, &device)?;
+    bench.settled_access(ATS, AT, true, Some(0x1000_0000))?;
+    bench.watch_nothing();
+    domain.set_dirty_tracking(DirtyTracking::On)?;
+    for _round in 0..2 {
+        bench.settled_access(ATS, AT, true, Some(0x1000_0000))?;
+        bench.watch_nothing();
+        let mut words = [0];
+        let mut bitmap = DirtyBitmap::new(&mut words, Iova::new(AT), PageSize::SIZE_4K)?;
+        domain.read_and_clear_dirty(range(AT, 0x1000), DirtyRead::Clear, &mut bitmap)?;
+        if words != [1] {
+            return Err(Convicted("a write of a device with a TLB was not recorded".into()));
+        }
+    }
+    world.iommu.detach_device(&domain, &device)?;
+    drop((domain, device, world));
+    bench.verdict()
+}
+
+fn device_tlb_deaf(bench: &Bench) -> Verdict {
+    const AT: u64 = 0x10_0000;
+    let world = World::boot(bench)?;
+    let device = probe(&world.iommu, bench, ATS)?;
+    let (domain, other) = (world.iommu.paging_domain(&[&device])?, world.domain()?);
+    map(&domain, AT, 0x1000_0000, 0x2000)?;
+    map(&other, AT, 0x2000_0000, 0x2000)?;
+    world.iommu.attach_device(&domain, &device)?;
+    world.iommu.attach_device(&other, &world.device)?;
+    bench.settled(ATS, AT, Some(0x1000_0000))?;
+    bench.settled(FIRST, AT, Some(0x2000_0000))?;
+    bench.settled(FIRST, AT + 0x1000, Some(0x2000_1000))?;
+    bench.watch(ATS, AT, &[None, Some(0x1000_0000)]);
+    bench.watch(FIRST, AT + 0x1000, &[None, Some(0x2000_1000)]);
+    bench.unit().set_deaf(&[ATS]);
+    if unmap(&domain, AT, 0x1000).is_ok() {
+        return Err(Convicted("a device that did not answer is taken for invalidated".into()));
+    }
+    // Blocked, whatever its TLB holds; others go on.
+    bench.unit().land();
+    bench.settled(ATS, AT, None)?;
+    bench.settled(FIRST, AT, Some(0x2000_0000))?;
+    unmap(&other, AT + 0x1000, 0x1000)?;
+    bench.settled(FIRST, AT + 0x1000, None)?;
+    bench.watch_nothing();
+    world.iommu.detach_device(&other, &world.device)?;
+    drop((domain, other, device, world));
     bench.verdict()
 }

@@ -4,14 +4,16 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
 use iommu::arch::vtd::device::{
-    Chooser, DeviceAnswer, DeviceConfig, Fracture, Host, Request, RequestAccess, Retention, Snoop, Step, Unreachable,
-    VtdDevice,
+    Answer, Blocked, Chooser, DeviceAnswer, DeviceConfig, Fracture, Host, Recorded, Request, RequestAccess, Retention,
+    Snoop, Step, Unreachable, VtdDevice,
 };
+use iommu::arch::vtd::layout::FaultReason;
 use iommu::arch::vtd::layout::descriptors::{DevicePasids, DeviceRange, Drain};
 use iommu::arch::vtd::layout::registers::{Global, offset};
+use iommu::bus::AddressType;
 use iommu::ops::Msi;
 use iommu::platform::{Hosted, Instant, NoRegisters, Platform, Registers};
-use iommu::{PhysAddr, PhysRange, Result};
+use iommu::{PhysAddr, PhysRange, Prot, Result};
 use iommu_harness::observed::Reader;
 use iommu_harness::{FramePool, GuestRam, ObservedMemory};
 
@@ -33,7 +35,14 @@ impl Unit {
         let config = DeviceConfig { cap: setup.cap, ecap: setup.ecap, cache_order: 1, ..DeviceConfig::default() };
         let range = PhysRange::from_len(PhysAddr::new(0), CACHE_BYTES).unwrap();
         let frames = CacheFrames(Arc::new(FramePool::new(Arc::new(GuestRam::private(&[range]).unwrap()), range)));
-        let host = Late { memory, posted: Mutex::default(), in_flight: Mutex::default(), deaf: Mutex::default() };
+        let host = Late {
+            memory,
+            posted: Mutex::default(),
+            in_flight: Mutex::default(),
+            deaf: Mutex::default(),
+            ats: Mutex::default(),
+            lines: Mutex::default(),
+        };
         let choices = Choices { random: Mutex::new(setup.seed), retention: setup.retention };
         let device = VtdDevice::with_chooser(frames, host, config, choices).unwrap();
         Self { device, command: Mutex::new(0), complaints: Mutex::default() }
@@ -101,7 +110,13 @@ impl Unit {
     /// Where a device's request goes, if it is let through. The access is on its way from then on.
     pub(crate) fn translate(&self, source: u16, address: u64, write: bool) -> Option<u64> {
         let access = if write { RequestAccess::Write } else { RequestAccess::Read };
-        match self.device.translate(&Request::new(source, address, access)) {
+        let request = Request::new(source, address, access);
+        let answer = if lock(&self.device.host().ats).contains(&source) {
+            self.translate_by_device(&request)
+        } else {
+            self.device.translate(&request)
+        };
+        match answer {
             Ok(answer) => {
                 let place = answer.phys.as_u64();
                 let mut in_flight = lock(&self.device.host().in_flight);
@@ -112,7 +127,7 @@ impl Unit {
             }
             Err(blocked) => {
                 // Not present, not permitted, or beyond the width: the rest is about malformed tables.
-                if !matches!(blocked.reason.0, 0x1 | 0x2 | 0x4..=0x6 | 0x39 | 0x41 | 0x51 | 0x59 | 0x71 | 0x76 | 0x77 | 0x79 | 0x80..=0x86)
+                if !matches!(blocked.reason.0, 0x1 | 0x2 | 0x4..=0x6 | 0xd | 0x39 | 0x41 | 0x44 | 0x51 | 0x59 | 0x71 | 0x76 | 0x77 | 0x79 | 0x80..=0x86)
                 {
                     self.complain(&format!(
                         "a request of {source:#x} to {address:#x} met a malformed entry: {:?}",
@@ -121,6 +136,51 @@ impl Unit {
                 }
                 None
             }
+        }
+    }
+
+    /// A device with a TLB asks for the translation first, and keeps it.
+    fn translate_by_device(&self, request: &Request) -> std::result::Result<Answer, Blocked> {
+        let host = self.device.host();
+        let writes = request.access == RequestAccess::Write;
+        let inside = |line: &Line| (line.first..=line.last).contains(&request.address) && line.source == request.source;
+        let known = lock(&host.lines).iter().find(|line| inside(line) && (line.write || !writes)).copied();
+        let line = match known {
+            Some(line) => line,
+            None => {
+                let answer =
+                    self.device.translate(&Request { address_type: AddressType::TranslationRequest, ..*request })?;
+                let permitted = answer.prot.contains(if writes { Prot::WRITE } else { Prot::READ });
+                if !permitted {
+                    // What the unit answers without permission.
+                    let recorded = Recorded::Suppressed;
+                    return Err(Blocked { reason: FaultReason(if writes { 5 } else { 6 }), recorded });
+                }
+                let offset = (1u64 << answer.page_bits.min(63)) - 1;
+                let line = Line {
+                    source: request.source,
+                    first: request.address & !offset,
+                    last: request.address | offset,
+                    phys: answer.phys.as_u64() & !offset,
+                    write: answer.prot.contains(Prot::WRITE),
+                };
+                lock(&host.lines).push(line);
+                line
+            }
+        };
+        let address = line.phys + (request.address - line.first);
+        self.device.translate(&Request { address_type: AddressType::Translated, address, ..*request })
+    }
+
+    /// Turns a device's TLB on or off.
+    pub(crate) fn set_ats(&self, source: u16, on: bool) {
+        let host = self.device.host();
+        lock(&host.ats).retain(|other| *other != source);
+        if on {
+            lock(&host.ats).push(source);
+        } else {
+            // PCIe 10.5.1: disabled, it forgets.
+            lock(&host.lines).retain(|line| line.source != source);
         }
     }
 
@@ -155,6 +215,19 @@ struct Late {
     posted: Mutex<Vec<(PhysAddr, u32)>>,
     in_flight: Mutex<Vec<(u16, u64, bool, u64)>>,
     deaf: Mutex<Vec<u16>>,
+    /// Devices whose TLB is on, and what is in them.
+    ats: Mutex<Vec<u16>>,
+    lines: Mutex<Vec<Line>>,
+}
+
+/// A translation that a device keeps.
+#[derive(Clone, Copy)]
+struct Line {
+    source: u16,
+    first: u64,
+    last: u64,
+    phys: u64,
+    write: bool,
 }
 
 impl Late {
@@ -198,8 +271,16 @@ impl Host for Late {
 
     fn interrupt(&self, _: Msi) {}
 
-    fn invalidate_device_tlb(&self, source: u16, _: Option<DevicePasids>, _: DeviceRange) -> DeviceAnswer {
-        if lock(&self.deaf).contains(&source) { DeviceAnswer::None } else { DeviceAnswer::Done }
+    fn invalidate_device_tlb(&self, source: u16, _: Option<DevicePasids>, range: DeviceRange) -> DeviceAnswer {
+        if lock(&self.deaf).contains(&source) {
+            return DeviceAnswer::None;
+        }
+        let first = range.address.as_u64();
+        let last = 1u64.checked_shl(u32::from(range.order) + 12).map_or(u64::MAX, |bytes| first | (bytes - 1));
+        lock(&self.lines).retain(|line| line.source != source || line.last < first || last < line.first);
+        // The answer pushes what the device has written before it (PCIe 10.3.3).
+        lock(&self.in_flight).retain(|(of, ..)| *of != source);
+        DeviceAnswer::Done
     }
 
     fn flush_write_buffers(&self) {
@@ -207,7 +288,9 @@ impl Host for Late {
     }
 
     fn drain(&self, _: Drain) {
-        lock(&self.in_flight).clear();
+        // Untranslated requests only (6.5.4).
+        let ats = lock(&self.ats).clone();
+        lock(&self.in_flight).retain(|(source, ..)| ats.contains(source));
     }
 }
 
