@@ -105,9 +105,9 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
             return fault(0x47, recorded); // SCT.8
         }
         let pasid = match request.pasid {
-            None => self.rid_pasid(&entry),
+            None => entry.rid_pasid(),
             Some(_) if !entry.permits_pasids() => return fault(0x45, recorded), // SCT.6
-            Some(pasid) if pasid == self.rid_pasid(&entry) => return fault(0x48, recorded), // SCT.9
+            Some(pasid) if pasid == entry.rid_pasid() => return fault(0x48, recorded), // SCT.9
             Some(pasid) => pasid,
         };
         Ok((self.pasid(&view, request.source, &entry, pasid)?, pasid))

@@ -368,7 +368,7 @@ impl<P: Platform> State<P> {
         }
         add(Action::Protection, registers.protection_asked());
         add(Action::ContextCommand, registers.context_asked());
-        add(Action::IotlbCommand, registers.iotlb_asked() && !registers.context_asked());
+        add(Action::IotlbCommand, registers.iotlb_asked());
         for index in 0..self.pending.len() {
             let drains = matches!(
                 self.pending.get(index),

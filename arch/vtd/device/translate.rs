@@ -243,12 +243,12 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
                 }
                 let info = self.pasid(view, request.source, &entry, pasid)?;
                 let recorded = info.recorded;
-                if self.privilege(&entry, request) == Privilege::Supervisor && !info.entry.permits_supervisor() {
+                if privilege(&entry, request) == Privilege::Supervisor && !info.entry.permits_supervisor() {
                     return Err(fault(0x5d, recorded)); // SPT.6
                 }
                 let enforces_snooping = info.entry.enforces_snooping();
                 let (key, domain, stages, mode) = (key(request), info.domain(), info.stages, Mode::Scalable);
-                let lookup = Lookup { privilege: self.privilege(&entry, request), ..self.lookup(request) };
+                let lookup = Lookup { privilege: privilege(&entry, request), ..self.lookup(request) };
                 let space = Space { key, domain, pasid, stages, mode, recorded, enforces_snooping };
                 return self.translate_in(view, &space, &lookup);
             }
@@ -266,22 +266,12 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
         Lookup { goal, ..Lookup::from(request) }
     }
 
-    /// The privilege of a request: its own, or RID_PRIV of its context entry (9.4, bit 84).
-    fn privilege(&self, entry: &ScalableContextEntry, request: &Request) -> Privilege {
-        let [_, high, ..] = entry.words;
-        match request.pasid {
-            Some(_) => request.privilege,
-            None if self.config.ecap.contains(Ecap::RPRIVS) && high & 1 << 20 != 0 => Privilege::Supervisor,
-            None => Privilege::User,
-        }
-    }
-
     /// The PASID that selects the PASID table entry of a request (SCT.6, SCT.9, SCT.10, SGN.10).
     fn pasid_of(&self, entry: &ScalableContextEntry, request: &Request, recorded: Recorded) -> Result<u32, Blocked> {
         /// EPTR.
         const PASIDS_IN_TRANSLATED: u64 = 1 << 6;
         let fault = |reason| Err(Blocked { reason: FaultReason(reason), recorded });
-        let Some(pasid) = request.pasid else { return Ok(self.rid_pasid(entry)) };
+        let Some(pasid) = request.pasid else { return Ok(entry.rid_pasid()) };
         let [low, ..] = entry.words;
         let permitted = match request.address_type {
             AddressType::Translated if low & PASIDS_IN_TRANSLATED == 0 => return fault(0x49), // SCT.10
@@ -294,15 +284,10 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
         if pasid.checked_shr(self.config.ecap.pasid_bits()).unwrap_or(0) != 0 {
             return fault(0x89); // SGN.10
         }
-        if pasid == self.rid_pasid(entry) {
+        if pasid == entry.rid_pasid() {
             return fault(0x48); // SCT.9
         }
         Ok(pasid)
-    }
-
-    /// RID_PASID, which is 0 in units without ECAP.RPS.
-    pub(super) fn rid_pasid(&self, entry: &ScalableContextEntry) -> u32 {
-        if self.config.ecap.contains(Ecap::RPS) { entry.rid_pasid() } else { 0 }
     }
 
     /// The context entry of a source.
@@ -467,9 +452,7 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
         if writes && write && leaf.dirty == Dirty::WalkToWrite {
             return None;
         }
-        // Translation requests of pass-through do not know SGN.8.
-        let goal = if line.mapping == Mapping::PassThrough { Goal::Access(access) } else { lookup.goal };
-        Some(walk::check_output(mode, recorded, &leaf, lookup.address, goal).map(|()| leaf))
+        Some(walk::check_output(mode, recorded, &leaf, lookup.address, lookup.goal).map(|()| leaf))
     }
 
     /// The answer to a request whose page is known.
@@ -507,6 +490,16 @@ impl<P: Platform, H: Host, C: Chooser> StructureCache for Tables<'_, P, H, C> {
 
     fn missing(&mut self, address: u64, block_bits: u8, blocked: Blocked) {
         self.missing = Some((block(address, block_bits), block_bits, blocked));
+    }
+}
+
+/// The privilege of a request: its own, or RID_PRIV of its context entry (9.4, bit 84).
+const fn privilege(entry: &ScalableContextEntry, request: &Request) -> Privilege {
+    let [_, high, ..] = entry.words;
+    match request.pasid {
+        Some(_) => request.privilege,
+        None if high & 1 << 20 != 0 => Privilege::Supervisor,
+        None => Privilege::User,
     }
 }
 

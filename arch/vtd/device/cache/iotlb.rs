@@ -62,8 +62,6 @@ pub(in crate::arch::vtd::device) struct IotlbLine {
 
 impl IotlbLine {
     pub(super) fn overlaps(&self, address: u64, mask: u8, counted: u64) -> bool {
-        // What passes through has addresses of the host, of which all bits count.
-        let counted = if self.mapping == Mapping::PassThrough { u64::MAX } else { counted };
         overlap(self.base, self.block_bits, address, mask, counted)
     }
 }

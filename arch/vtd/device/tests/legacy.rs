@@ -8,7 +8,7 @@ use crate::addr::PhysAddr;
 use crate::arch::vtd::device::{
     Answer, Chooser, DeviceConfig, Fracture, Precision, Request, RequestAccess, Retention, VtdDevice,
 };
-use crate::arch::vtd::layout::registers::offset;
+use crate::arch::vtd::layout::registers::{Global, offset};
 use crate::arch::vtd::layout::{Cap, Ecap, FaultReason};
 use crate::ops::Msi;
 use crate::platform::Registers;
@@ -175,7 +175,7 @@ fn in_caching_mode_a_missing_context_entry_is_cached_under_domain_0() {
     unit.map(0, 3, 0x5000, 0, 0x7000 | 3);
     unit.legacy_context(DEVICE, 0, 0);
     unit.set_root(ROOT);
-    unit.set(crate::arch::vtd::layout::registers::Global::TE);
+    unit.set(Global::TE);
     unit.start_queue();
     assert_eq!(unit.goes(read(0x5000)), Err(2));
     unit.legacy_context(DEVICE, top(0) | 1, 0x702);
@@ -190,7 +190,7 @@ fn pass_through_and_its_limit() {
     let unit = unit(DeviceConfig { host_address_bits: 46, ..DeviceConfig::default() });
     unit.legacy_context(DEVICE, 2 << 2 | 1, 0x702);
     unit.set_root(ROOT);
-    unit.set(crate::arch::vtd::layout::registers::Global::TE);
+    unit.set(Global::TE);
     assert_eq!(unit.goes(write(0x3fff_ffff_ffff)), Ok(0x3fff_ffff_ffff));
     assert_eq!(unit.goes(write(0x4000_0000_0000)), Err(4));
 }
@@ -237,6 +237,28 @@ fn faults_are_recorded() {
     unit.write64(0x228, 1 << 63);
     assert_eq!(unit.goes(write(0xffff_0000_0000_5000)), Err(4));
     assert_eq!((unit.read64(0x230), unit.read64(0x238)), (0x5000, 0x8000_0004_0000_0010));
+}
+
+#[test]
+fn records_begin_at_the_first_register_after_translation_was_off() {
+    let unit = unit(with(Cap::from_bits_retain(1 << 40), Ecap::empty()));
+    unit.start_legacy();
+    assert_eq!(unit.goes(write(0x5000)), Err(5));
+    unit.write64(0x228, 1 << 63);
+    unit.unset(Global::TE);
+    unit.set(Global::TE);
+    assert_eq!(unit.goes(write(0x6000)), Err(5));
+    assert_eq!((unit.read32(offset::FSTS), unit.read64(0x220)), (2, 0x6000));
+}
+
+#[test]
+fn in_caching_mode_what_is_wrong_with_the_root_table_address_is_not_cached() {
+    let unit = started(with(Cap::CM, Ecap::SSIRWS));
+    unit.map(0, 3, 0x5000, 0, 0x7000 | 3);
+    unit.set_root(ROOT | 1 << 7);
+    assert_eq!(unit.goes(read(0x5000)), Err(0x30), "RTA.1.4");
+    unit.set_root(ROOT);
+    assert_eq!(unit.goes(read(0x5000)), Ok(0x7000));
 }
 
 #[test]

@@ -34,10 +34,12 @@ type Trap = Box<dyn FnOnce() + Send>;
 /// Words at physical addresses, and a log of what the unit did to the rest of the machine.
 #[derive(Default)]
 pub(super) struct Machine {
-    /// Called once, when the word at this address is read.
+    /// Called once, when the word at this address is read or written by the unit.
     trap: Mutex<Option<(u64, Trap)>>,
     words: Mutex<HashMap<u64, u64>>,
     log: Mutex<Vec<Event>>,
+    /// Whether entries cannot be updated.
+    pub(super) frozen: std::sync::atomic::AtomicBool,
     /// What devices answer; `Done` unless told otherwise.
     answers: Mutex<HashMap<u16, DeviceAnswer>>,
 }
@@ -69,7 +71,14 @@ impl Machine {
         self.answers.lock().unwrap().insert(source, answer);
     }
 
-    /// Calls `trap` when the word at `address` was read, before its value is used.
+    fn spring(&self, address: PhysAddr) {
+        let trap = self.trap.lock().unwrap().take_if(|trap| trap.0 == address.as_u64());
+        if let Some((_, trap)) = trap {
+            trap();
+        }
+    }
+
+    /// Calls `trap` when the word at `address` was read, before its value is used, or was written.
     pub(super) fn trap(&self, address: u64, trap: impl FnOnce() + Send + 'static) {
         *self.trap.lock().unwrap() = Some((address, Box::new(trap)));
     }
@@ -90,10 +99,7 @@ impl Host for Machine {
     fn read(&self, address: PhysAddr, _: Snoop) -> Result<u64, Unreachable> {
         assert!(address.is_aligned(8));
         let value = self.peek(check(address)?);
-        let trap = self.trap.lock().unwrap().take_if(|trap| trap.0 == address.as_u64());
-        if let Some((_, trap)) = trap {
-            trap();
-        }
+        self.spring(address);
         Ok(value)
     }
 
@@ -106,10 +112,14 @@ impl Host for Machine {
     fn write64(&self, address: PhysAddr, value: u64) -> Result<(), Unreachable> {
         assert!(address.is_aligned(8));
         self.poke(check(address)?, value);
+        self.spring(address);
         Ok(())
     }
 
     fn compare_exchange(&self, address: PhysAddr, current: u64, new: u64) -> Result<bool, Unreachable> {
+        if self.frozen.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(Unreachable);
+        }
         let same = self.peek(check(address)?) == current;
         if same {
             self.poke(address.as_u64(), new);

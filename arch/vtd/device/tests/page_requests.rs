@@ -1,12 +1,16 @@
 //! The page request queue (VT-d 7.4, 7.5, Tables 27 and 31).
 
+extern crate std;
+use std::sync::Arc;
+
 use super::scalable::{DTE, PASIDE, PRE, configured};
 use super::{DEVICE, Event, Unit, read, unit};
 use crate::addr::PhysAddr;
+use crate::arch::vtd::device::DeviceConfig;
 use crate::arch::vtd::device::PageRequestOutcome::{Answered, Dropped, Queued};
-use crate::arch::vtd::layout::Cap;
 use crate::arch::vtd::layout::descriptors::{PageRequest, PageRequestFlags, ResponseCode};
 use crate::arch::vtd::layout::registers::offset;
+use crate::arch::vtd::layout::{Cap, Ecap};
 use crate::ops::Msi;
 use crate::platform::Registers;
 
@@ -89,6 +93,28 @@ fn faults_of_page_requests() {
     legacy.start_legacy();
     assert_eq!(legacy.page_request(&LAST), Answered(ResponseCode::InvalidRequest));
     assert_eq!(legacy.read64(0x228) >> 32 & 0xff, 0x32, "RTA.3");
+}
+
+/// 7.4.1: the tail moves when what is before it is visible; 6.5.2.9: so does a wait that drains.
+#[test]
+fn the_tail_waits_for_all_that_are_being_written() {
+    let config = configured(Cap::empty());
+    let unit = Arc::new(super::unit(DeviceConfig { ecap: config.ecap | Ecap::PDS, ..config }));
+    unit.start_scalable(DTE | PASIDE | PRE);
+    unit.write64(offset::PQA, PAGE_QUEUE);
+    let weak = Arc::downgrade(&unit);
+    unit.host().trap(PAGE_QUEUE + 8, move || {
+        let unit = weak.upgrade().unwrap();
+        assert_eq!(unit.page_request(&LAST), Queued);
+        assert_eq!(unit.read64(offset::PQT), 0);
+        unit.process(&[[1 << 32 | 0xa5, 0x9_0000]]);
+        assert_eq!(unit.host().log(), []);
+    });
+    assert_eq!(unit.page_request(&FIRST), Queued);
+    assert_eq!(unit.read64(offset::PQT), 0x40);
+    assert_eq!([unit.host().peek(PAGE_QUEUE + 8), unit.host().peek(PAGE_QUEUE + 40)], [0x501a, 0x501d]);
+    unit.run();
+    assert_eq!(unit.host().log(), [Event::Status(0x9_0000, 1)]);
 }
 
 /// Table 27.

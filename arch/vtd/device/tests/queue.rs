@@ -198,6 +198,18 @@ fn messages_to_devices() {
     );
 }
 
+#[test]
+fn the_record_names_the_first_device_that_failed() {
+    let unit = started(with(Cap::empty(), Ecap::DT));
+    unit.host().answer(DEVICE, DeviceAnswer::Broken);
+    unit.host().answer(0x18, DeviceAnswer::Broken);
+    unit.process(&[DEVICE_TLB, [0x18_0000_0003, 0]]);
+    assert_eq!(unit.read64(offset::IQERCD), 0x10_0000_0000_0000);
+    unit.write32(offset::FSTS, 0x20);
+    unit.process(&[[0x18_0000_0003, 0]]);
+    assert_eq!(unit.read64(offset::IQERCD), 0x18_0000_0000_0000);
+}
+
 /// Prefers what comes last: it fetches all it can, then executes the youngest.
 struct Backwards;
 

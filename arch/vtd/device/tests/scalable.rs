@@ -1,10 +1,15 @@
 //! Scalable mode: context and PASID caches, PASIDs of requests, first stage, nesting (VT-d 6.2.3, 7.1.3).
 
+extern crate std;
+use std::sync::atomic::Ordering;
+
 use super::{DEVICE, ROOT, Unit, read, tables, top, unit, with, write};
 use crate::arch::vtd::device::{DeviceConfig, Privilege, Request};
 use crate::arch::vtd::layout::registers::Global;
 use crate::arch::vtd::layout::{Cap, Ecap};
+use crate::bus::AddressType;
 use crate::platform::Registers;
+use crate::prot::Prot;
 
 /// PASID directory and first PASID table.
 const DIRECTORY: u64 = 0x4000;
@@ -178,6 +183,77 @@ fn a_write_to_a_clean_page_walks_to_make_it_dirty() {
     unit.host().poke(entry, 0x8000 | 0x27);
     unit.goes(of(1, write(0x5000))).unwrap();
     assert_eq!(unit.host().peek(entry), 0x8000 | 0x27, "the IOTLB knows that it was dirty");
+}
+
+/// U/S 0, and SRE in the PASID table entry (bit 128).
+#[test]
+fn privileges_have_translations_of_their_own() {
+    let unit = started();
+    unit.pasid_entry(1, [1 << 6 | 1, 1 << 23 | 9, top(1) | 1]);
+    unit.map(1, FIRST, 0x5000, 0, 0x8000 | 0x63);
+    let supervisor = Request { privilege: Privilege::Supervisor, ..of(1, read(0x5000)) };
+    for _ in 0..2 {
+        assert_eq!((unit.goes(supervisor), unit.goes(of(1, read(0x5000)))), (Ok(0x8000), Err(0x81)), "SGN.2");
+    }
+}
+
+/// RID_PRIV, bit 84 of the context entry.
+#[test]
+fn requests_without_pasid_can_be_privileged() {
+    let config = configured(Cap::empty());
+    let unit = unit(DeviceConfig { ecap: config.ecap | Ecap::RPRIVS, ..config });
+    unit.start_scalable(0);
+    unit.scalable_context(DIRECTORY | 1, 1 << 20 | 1);
+    assert_eq!(unit.goes(read(0x5000)), Err(0x5d), "SPT.6");
+    unit.pasid_entry(1, [1 << 6 | 1, 1 << 23 | 9, top(1) | 1]);
+    unit.map(1, FIRST, 0x5000, 0, 0x8000 | 0x63);
+    unit.process(&[[0x37, 0]]);
+    assert_eq!(unit.goes(read(0x5000)), Ok(0x8000));
+}
+
+/// PGSNP, bit 88; SNP of a second-stage leaf, bit 11.
+#[test]
+fn snooping_is_enforced_by_the_entry_or_the_page() {
+    let config = configured(Cap::empty());
+    let unit = unit(DeviceConfig { ecap: config.ecap | Ecap::SC, ..config });
+    unit.start_scalable(0);
+    unit.map(0, 3, 0x5000, 0, 0x7000 | 3);
+    unit.map(0, 3, 0x6000, 0, 0x8000 | 1 << 11 | 3);
+    let enforced = |address| unit.translate(&read(address)).unwrap().enforces_snooping;
+    for _ in 0..2 {
+        assert_eq!((enforced(0x5000), enforced(0x6000)), (false, true));
+    }
+    unit.pasid_entry(0, [top(0) | 2 << 6 | 2 << 2 | 1, 1 << 24 | 7, 0]);
+    unit.process(&[[0x37, 0], [0x12, 0]]);
+    for _ in 0..2 {
+        assert!(enforced(0x5000));
+    }
+}
+
+/// SFS.10: a translation request is answered, and the fault is recorded all the same.
+#[test]
+fn an_accessed_bit_that_cannot_be_set_is_recorded() {
+    let unit = unit(configured(Cap::empty()));
+    unit.start_scalable(PASIDE | DTE);
+    unit.map(1, FIRST, 0x5000, 0, 0x8000 | 0x7);
+    unit.host().frozen.store(true, Ordering::Relaxed);
+    let asks = Request { address_type: AddressType::TranslationRequest, ..of(1, read(0x5000)) };
+    assert_eq!(unit.translate(&asks).map(|answer| answer.prot), Ok(Prot::empty()));
+    assert_eq!(unit.read64(0x228) >> 32 & 0xff, 0x91);
+}
+
+#[test]
+fn in_caching_mode_a_pasid_beyond_the_directory_is_not_cached() {
+    let unit = unit(configured(Cap::CM));
+    unit.start_scalable(PASIDE);
+    unit.map(1, FIRST, 0x5000, 0, 0x8000 | FIRST);
+    // The entry 128 of the directory, which is the first beyond PDTS 0, names the PASID table.
+    unit.host().poke(DIRECTORY + 128 * 8, PASIDS | 1);
+    let request = of(128 * 64 + 1, read(0x5000));
+    assert_eq!(unit.goes(request), Err(0x46));
+    unit.scalable_context(DIRECTORY | PASIDE | 1 << 9 | 1, 0);
+    unit.process(&[[0x11, 0]]);
+    assert_eq!(unit.goes(request), Ok(0x8000));
 }
 
 #[test]
