@@ -15,7 +15,7 @@ use iommu::ops::{
     self, Capability, Coverage, DomainFeatures, DomainOps, DomainSpec, IommuOps, MapFlush, Requester, Unit, UnitTraits,
 };
 use iommu::pci::PciConfig;
-use iommu::pgtable::{Config, Format, LiveSplit, PageSizes, PageTable, WalkerCoherency};
+use iommu::pgtable::{Config, PageSizes, PageTable, WalkerCoherency};
 use iommu::platform::{Hosted, Instant, NoRegisters, Platform};
 use iommu::{
     DrainedFaults, Error, FaultRecord, Iova, IovaRange, NoSpaceReason, Pasid, PhysAddr, Prot, ReservedRegions, Result,
@@ -24,6 +24,10 @@ use iommu::{
 use loom::cell::UnsafeCell;
 use loom::sync::{Arc, Mutex};
 use loom::thread;
+
+#[path = "loom/tiny.rs"]
+mod tiny;
+use tiny::Tiny;
 
 /// Frames from the heap, and a clock.
 #[derive(Clone, Debug)]
@@ -65,56 +69,6 @@ unsafe impl Platform for Heap {
 
     fn now(&self) -> Instant {
         Instant::from_nanos(SECONDS.fetch_add(self.step, Ordering::SeqCst) * 1_000_000_000)
-    }
-}
-
-/// One table of four pages.
-#[derive(Clone, Copy, Debug)]
-struct Tiny;
-
-impl Format for Tiny {
-    const NAME: &'static str = "one table";
-    const GRANULE_LOG2: u8 = 12;
-    const INDEX_BITS: u8 = 2;
-    const MIN_LEVELS: u8 = 1;
-    const MAX_LEVELS: u8 = 1;
-    const ITEMS: &'static [u16] = &[1];
-    const OUTPUT_BITS: u8 = 40;
-    const LIVE_SPLIT: LiveSplit = LiveSplit::Allowed;
-    const PRESENT: u64 = 1;
-    const VISIBLE: u64 = 1 << 10;
-    const ACCESSED_DIRTY: u64 = 0;
-
-    fn max_input_bits(levels: u8) -> u8 {
-        12 + 2 * levels
-    }
-
-    fn attributes(&self, _prot: Prot) -> Result<u64> {
-        Ok(1)
-    }
-
-    fn leaf(&self, _level: u8, _item: u8, phys: u64, attributes: u64) -> u64 {
-        phys | attributes
-    }
-
-    fn table(&self, phys: u64) -> u64 {
-        phys | 1
-    }
-
-    fn is_leaf(&self, _level: u8, _entry: u64) -> bool {
-        true
-    }
-
-    fn table_phys(&self, entry: u64) -> u64 {
-        entry & !0xfff
-    }
-
-    fn leaf_phys(&self, _level: u8, entry: u64) -> u64 {
-        entry & !0xfff
-    }
-
-    fn prot(&self, _entry: u64) -> Prot {
-        Prot::RW
     }
 }
 

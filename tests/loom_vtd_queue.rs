@@ -1,20 +1,38 @@
 //! Two producers on the invalidation queue, under loom: with a unit that works whenever one of them
-//! polls, and with one that works at once and stops at a refused request.
+//! polls, with one that works at once and stops at a refused request, and with two units that cache one
+//! domain.
 #![cfg(all(feature = "vtd", loom))]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::any::Any;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
-use iommu::arch::vtd::driver::{Queue, QueueConfig, UnitRegisters};
+use iommu::arch::vtd::driver::{self, Queue, QueueConfig, UnitRegisters};
 use iommu::arch::vtd::layout::descriptors::{Drain, IotlbScope, Request};
 use iommu::arch::vtd::layout::registers::{FaultStatus, Global, offset};
 use iommu::arch::vtd::layout::{Descriptor, DomainId};
+use iommu::device::DeviceInfo;
+use iommu::domain::{Domain, DomainKind, PagingDomain};
+use iommu::frames::{IdBitmap, Ref, Slab};
 use iommu::hwmem::Table;
+use iommu::iotlb::{Flush, Invalidation, Ticket};
+use iommu::ops::{
+    Capability, Coverage, DomainFeatures, DomainOps, DomainSpec, IommuOps, MapFlush, Requester, Stage, Unit, UnitTraits,
+};
+use iommu::pci::PciConfig;
+use iommu::pgtable::{Config, PageSizes, PageTable, WalkerCoherency};
 use iommu::platform::{Hosted, Instant, Platform, Registers};
-use iommu::{Error, InvalidationReason, PhysAddr, Result};
+use iommu::{
+    DrainedFaults, Error, FaultRecord, InvalidationReason, Iova, IovaRange, NoSpaceReason, PhysAddr, ReservedRegions,
+    Result, Window, Windows,
+};
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use loom::thread;
+
+#[path = "loom/tiny.rs"]
+mod tiny;
+use tiny::Tiny;
 
 const ORDER: u8 = 2;
 const BAD: u16 = 3;
@@ -250,4 +268,149 @@ fn a_request_that_is_refused_at_once_fails_the_right_batch() {
 #[test]
 fn a_request_that_is_refused_late_fails_the_right_batch() {
     refused_beside_accepted(false);
+}
+
+/// A unit that can do nothing but invalidate.
+struct Invalidator {
+    machine: Machine,
+    registers: UnitRegisters<Machine>,
+    queue: Queue<Machine>,
+    tickets: Mutex<Vec<Option<driver::Ticket>>>,
+}
+
+impl Invalidator {
+    fn new() -> Self {
+        let machine = Machine::new(false);
+        let (registers, queue) = machine.queue();
+        Self { machine, registers, queue, tickets: Mutex::default() }
+    }
+}
+
+impl IommuOps for Invalidator {
+    fn invalidate(&self, invalidation: &Invalidation<'_>) -> Result<Ticket> {
+        // The page tells the requests apart.
+        let page = invalidation.ranges[0].start().as_u64() >> 12;
+        let ticket = self.queue.submit(&self.registers, &[domain(page as u16)])?;
+        let mut tickets = self.tickets.lock().unwrap();
+        tickets.push(Some(ticket));
+        Ok(Ticket(tickets.len() as u64 - 1))
+    }
+
+    fn wait(&self, ticket: Ticket) -> Result<()> {
+        let ticket = self.tickets.lock().unwrap()[ticket.0 as usize].take().unwrap();
+        self.queue.wait(&self.registers, ticket)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+    fn name(&self) -> &'static str {
+        "invalidator"
+    }
+    fn base(&self) -> PhysAddr {
+        PhysAddr::new(0)
+    }
+    fn coverage(&self, _: &DeviceInfo, _: &dyn PciConfig) -> Coverage {
+        Coverage::Rest
+    }
+    fn traits(&self, _: Stage) -> Option<UnitTraits> {
+        Some(spec().traits)
+    }
+    fn windows(&self, _: Stage) -> Windows {
+        spec().windows
+    }
+    fn default_stage(&self) -> Stage {
+        Stage::Second
+    }
+    fn reserved_regions(&self, _: &DeviceInfo, _: &dyn PciConfig, _: &mut ReservedRegions) -> Result<()> {
+        Ok(())
+    }
+    fn capable(&self, _: Capability) -> bool {
+        false
+    }
+    fn domain_alloc_paging(&self, _: &DomainSpec) -> Result<Domain> {
+        Err(Error::NoMemory)
+    }
+    fn attach(&self, _: &Unit, _: &Requester, _: &Domain, _: &Domain) -> Result<()> {
+        Ok(())
+    }
+    fn block(&self, _: &Unit, _: &Requester, _: &Domain) {}
+    fn enable(&self) -> Result<()> {
+        Ok(())
+    }
+    fn shutdown(&self) -> Result<()> {
+        Ok(())
+    }
+    fn suspend(&self) -> Result<()> {
+        Ok(())
+    }
+    fn resume(&self) -> Result<()> {
+        Ok(())
+    }
+    fn drain_faults(&self, _: &mut dyn FnMut(FaultRecord)) -> DrainedFaults {
+        DrainedFaults::default()
+    }
+}
+
+fn spec() -> DomainSpec {
+    let page_sizes = PageSizes::from_bits(1 << 12);
+    let traits = UnitTraits {
+        driver: "invalidator",
+        coherency: WalkerCoherency::Snoops,
+        page_sizes,
+        widths: 1 << 14,
+        map_flush: MapFlush::Never,
+        features: DomainFeatures::empty(),
+    };
+    let range = IovaRange::from_len(Iova::new(0), 0x4000).unwrap();
+    DomainSpec { stage: Stage::Second, traits, windows: Windows::new(Window { range, page_sizes }) }
+}
+
+/// A domain that two units cache.
+struct Shared {
+    units: [Ref<Invalidator>; 2],
+    paging: PagingDomain<Tiny, Machine>,
+    _ids: IdBitmap<Machine>,
+}
+
+impl Shared {
+    fn new() -> Arc<Self> {
+        let heap = Machine::new(false);
+        let slab = Slab::new(heap.clone()).unwrap();
+        let units = [(); 2].map(|()| slab.insert(Invalidator::new()).map_err(|(error, _)| error).unwrap());
+        let table = PageTable::new(heap.clone(), Tiny, Config::new::<Tiny>(1)).unwrap();
+        let paging = PagingDomain::new(heap.clone(), DomainKind::Paging, &spec(), table);
+        let ids = IdBitmap::new(heap, 3, NoSpaceReason::DomainIds).unwrap();
+        for unit in &units {
+            let unit = Unit::new(Ref::map(unit.clone(), |unit| unit as &dyn IommuOps));
+            paging.tags().acquire(&unit, None, &ids).unwrap();
+        }
+        Arc::new(Self { units, paging, _ids: ids })
+    }
+
+    /// What a gather does after an unmap: every unit has executed it when this returns.
+    fn sync(&self, page: u16) {
+        let mut flush = Flush::new();
+        flush.add(IovaRange::from_len(Iova::new(u64::from(page) << 12), 0x1000).unwrap());
+        self.paging.sync(&mut flush).unwrap();
+        for unit in &self.units {
+            assert!(unit.machine.was_executed(page), "a unit was not waited for");
+        }
+    }
+}
+
+#[test]
+fn a_sync_waits_for_all_units_whoever_else_waits() {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(2);
+    builder.max_branches = 10_000;
+    builder.check(|| {
+        let shared = Shared::new();
+        let other = {
+            let shared = shared.clone();
+            thread::spawn(move || shared.sync(1))
+        };
+        shared.sync(2);
+        other.join().unwrap();
+    });
 }
