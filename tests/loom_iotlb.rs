@@ -82,6 +82,8 @@ struct Hardware {
     cached: [Mutex<bool>; IDS],
     /// Read by whoever invalidates under the number, written by whoever gives it to another domain.
     meaning: [UnsafeCell<u32>; IDS],
+    /// Held from the fetch of an entry until what was found through it is cached.
+    walking: Mutex<()>,
 }
 
 // SAFETY: `meaning` is what the models are about; loom checks every access.
@@ -93,6 +95,11 @@ impl Hardware {
         let mut cached = self.cached[id as usize].lock().unwrap();
         // SAFETY: the only table is the root, which is not freed.
         *cached |= unsafe { paging.table().iova_to_phys_unregistered(Iova::new(0)) }.is_some();
+    }
+
+    /// What is under way ends before an invalidation is over.
+    fn drain(&self) {
+        drop(self.walking.lock().unwrap());
     }
 
     fn has_cached(&self, id: u32) -> bool {
@@ -145,6 +152,7 @@ impl IommuOps for Hardware {
         let id = invalidation.tag.id as usize;
         // SAFETY: loom checks that the number is not given away meanwhile.
         self.meaning[id].with(|meaning| assert!(unsafe { *meaning } < 2));
+        self.drain();
         *self.cached[id].lock().unwrap() = false;
         Ok(Ticket(0))
     }
@@ -166,6 +174,122 @@ impl IommuOps for Hardware {
     }
     fn drain_faults(&self, _: &mut dyn FnMut(FaultRecord)) -> DrainedFaults {
         DrainedFaults::default()
+    }
+}
+
+/// A unit in scalable mode: hardware fetches the PASID entry by itself, at any time.
+#[cfg(feature = "vtd")]
+mod vtd {
+    use std::ops::Deref;
+
+    use iommu::PhysAddr;
+    use iommu::arch::vtd::driver::OnePasid;
+    use iommu::arch::vtd::layout::scalable::{PasidDirectoryEntry, PasidEntry};
+    use iommu::arch::vtd::layout::{AddressWidth, DomainId};
+    use iommu::hwmem::Table;
+    use iommu::iotlb::{CacheTag, Depth, Invalidation};
+    use iommu::ops::IommuOps;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::{Heap, Stage};
+
+    struct Scalable {
+        stage: Arc<Stage>,
+        pasid: OnePasid<Heap>,
+    }
+
+    impl Deref for Scalable {
+        type Target = Stage;
+
+        fn deref(&self) -> &Stage {
+            &self.stage
+        }
+    }
+
+    fn entry(id: u32) -> PasidEntry {
+        let domain = DomainId::new(id as u16 + 1);
+        PasidEntry::second_stage(PhysAddr::new(0x5000), AddressWidth::Bits48, domain).with_page_snoop()
+    }
+
+    impl Scalable {
+        fn new() -> Arc<Self> {
+            let heap = Heap { step: 0 };
+            Arc::new(Self { stage: Stage::new(), pasid: OnePasid::new(heap).unwrap() })
+        }
+
+        /// Hardware: fetches the entry and, if it is present, walks through it.
+        fn request(&self) {
+            let _walking = self.hardware.walking.lock().unwrap();
+            let heap = Heap { step: 0 };
+            // SAFETY: the tables live as long as `self`; a PASID table has two of a model's frames.
+            let directory = unsafe { Table::from_phys(&heap, self.pasid.directory(), 0) };
+            let table = PasidDirectoryEntry { word: directory.entry(0).load() }.table().unwrap();
+            // SAFETY: as above.
+            let table = unsafe { Table::from_phys(&heap, table, 1) };
+            let fetched = PasidEntry { words: std::array::from_fn(|word| table.entry(word).load()) };
+            if fetched.is_present() {
+                let id = u32::from(fetched.domain_id().as_u16()).wrapping_sub(1);
+                assert_eq!(fetched, entry(id), "an entry is seen before it is whole");
+                self.hardware.walk(id, &self.paging);
+            }
+        }
+
+        fn attach_entry(&self) -> CacheTag {
+            let tag = self.acquire(None);
+            self.pasid.publish(entry(tag.id));
+            tag
+        }
+
+        fn detach_entry(&self, tag: CacheTag) {
+            assert_eq!(self.pasid.withdraw(), Some(entry(tag.id)));
+            let all = Invalidation { tag, devices: &[], ranges: &[], depth: Depth::Tables };
+            let _ = self.hardware.invalidate(&all).unwrap();
+            self.pasid.clear();
+            self.stage.withdraw(tag);
+        }
+    }
+
+    fn beside<T: 'static>(
+        scalable: &Arc<Scalable>,
+        work: impl FnOnce(&Scalable) -> T + 'static,
+    ) -> thread::JoinHandle<T> {
+        let scalable = scalable.clone();
+        thread::spawn(move || work(&scalable))
+    }
+
+    fn explore(model: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(2);
+        builder.check(model);
+    }
+
+    #[test]
+    fn a_pasid_entry_is_attached_beside_unmap() {
+        explore(|| {
+            let scalable = Scalable::new();
+            let attaching = beside(&scalable, Scalable::attach_entry);
+            let device = beside(&scalable, Scalable::request);
+            scalable.unmap();
+            device.join().unwrap();
+            let tag = attaching.join().unwrap();
+            assert!(!scalable.hardware.has_cached(tag.id), "a translation outlives its invalidation");
+        });
+    }
+
+    #[test]
+    fn a_pasid_entry_is_detached_beside_unmap() {
+        explore(|| {
+            let scalable = Scalable::new();
+            let tag = scalable.attach_entry();
+            let detaching = beside(&scalable, move |scalable| scalable.detach_entry(tag));
+            let device = beside(&scalable, Scalable::request);
+            scalable.unmap();
+            device.join().unwrap();
+            detaching.join().unwrap();
+            assert!(!scalable.hardware.has_cached(tag.id), "a translation outlives its domain id");
+            assert_eq!(scalable.ids.in_use(), 0);
+        });
     }
 }
 
@@ -205,6 +329,7 @@ impl Stage {
         let hardware = Hardware {
             cached: std::array::from_fn(|_| Mutex::new(false)),
             meaning: std::array::from_fn(|_| UnsafeCell::new(0)),
+            walking: Mutex::new(()),
         };
         let hardware = Slab::new(heap.clone()).unwrap().insert(hardware).map_err(|(error, _)| error).unwrap();
         let unit = Unit::new(Ref::map(hardware.clone(), |hardware| hardware as &dyn IommuOps));

@@ -44,6 +44,8 @@ mod unit;
 
 pub use capabilities::Capabilities;
 pub use faults::{Drained, FaultLog};
+#[cfg(loom)]
+pub use pasid::OnePasid;
 pub use queue::{Queue, QueueConfig, Ticket};
 pub use registers::UnitRegisters;
 #[cfg(order_mutants)]

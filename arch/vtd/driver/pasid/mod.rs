@@ -5,9 +5,15 @@
 //! |---|---|
 //! | `directory` | the directory of one requester, its tables and their entries |
 //! | `transition` | the stores that turn one entry into another |
+//! | `model` | for loom models outside of the crate |
 
 mod directory;
+#[cfg(loom)]
+mod model;
 mod transition;
+
+#[cfg(loom)]
+pub use model::OnePasid;
 
 pub(super) use directory::{PasidDirectory, PasidSlot};
 pub(super) use transition::{Invalidate, Passage};
