@@ -2,7 +2,7 @@
 //!
 //! Every barrier, cache clean, invalidation request and wait on the way to hardware names itself by a
 //! [`Site`], declared in the list of its module. In the usual build a site has neither size nor code.
-//! Under `--cfg order_mutants` a test chooses one that is left out ([`skip`]), and must notice.
+//! Under `--cfg order_mutants` a test chooses one that is left out (`skip`), and must notice.
 
 #[cfg(order_mutants)]
 pub use mutants::{reached, skip};

@@ -183,8 +183,10 @@ unsafe impl Platform for Frames {
 
     fn spin_hint(&self) {
         // The clock runs as fast as it is read: who is waited for needs a processor before it is late.
-        if (self.0.clock.load(Ordering::Relaxed) / 1000).is_multiple_of(64) {
-            std::thread::yield_now();
+        match self.0.clock.load(Ordering::Relaxed) / 1000 {
+            turn if turn.is_multiple_of(4096) => std::thread::sleep(std::time::Duration::from_millis(1)),
+            turn if turn.is_multiple_of(64) => std::thread::yield_now(),
+            _ => {}
         }
     }
 }
