@@ -208,14 +208,11 @@ fn a_large_page_is_cut_before_a_part_of_it_is_unmapped() {
 }
 
 #[test]
-fn what_was_written_is_visible_before_anybody_is_told() {
+fn what_was_mapped_is_visible_when_the_call_returns() {
     let (world, _device, domain) = attached();
     let before = world.frames.published();
     map(&domain, pages(0, 1), 0x10_0000, Prot::RW).unwrap();
-    let mapped = world.frames.published();
-    assert!(mapped > before, "the caller may tell its device at once");
-    unmap(&domain, pages(0, 1)).unwrap();
-    assert!(world.unit().state().published > mapped, "cleared, then a barrier, then the invalidation");
+    assert!(world.frames.published() > before, "the caller may tell its device at once");
 }
 
 #[test]

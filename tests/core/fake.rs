@@ -48,8 +48,6 @@ pub(crate) struct State {
     pub(crate) coverage: Coverage,
     /// Sources whose devices firmware names for this unit, whatever their number says.
     pub(crate) named: Vec<SourceId>,
-    /// Barriers before the latest invalidation.
-    pub(crate) published: u64,
     /// Attach calls until one fails with this error.
     pub(crate) fail_attach: Option<(usize, Error)>,
     /// Submits until one fails, and waits until one fails.
@@ -236,7 +234,6 @@ impl FakeUnit {
                 supports_ats: false,
                 coverage: Coverage::Named,
                 named: vec![],
-                published: 0,
                 fail_attach: None,
                 fail_invalidate: None,
                 fail_wait: None,
@@ -598,7 +595,6 @@ impl IommuOps for FakeUnit {
         if state.dead {
             return Err(Error::Fenced);
         }
-        state.published = self.platform.published();
         state.tickets += 1;
         let ticket = Ticket(state.tickets);
         let Invalidation { tag, devices, ranges, depth } = *invalidation;

@@ -192,9 +192,22 @@ impl Bench {
         complaints.into_iter().next().map_or(Ok(()), |complaint| Err(Convicted(complaint)))
     }
 
-    /// The machine is switched off.
-    pub(crate) fn finish(&self) {
+    /// The machine is switched off, and everything in it goes.
+    ///
+    /// # Safety
+    /// No other handle is used, or dropped, afterwards.
+    pub(crate) unsafe fn finish(self) {
         self.0.memory.set_probe(None);
+        // Kernels that died, and what is quarantined, left handles in the machine's own memory.
+        let inner = Arc::into_raw(self.0);
+        // SAFETY: `inner` came from an `Arc`, whose other handles are nobody's (the caller). At least this
+        // one is left.
+        unsafe {
+            let inner = Arc::from_raw(inner);
+            for _handle in 1..Arc::strong_count(&inner) {
+                Arc::decrement_strong_count(Arc::as_ptr(&inner));
+            }
+        }
     }
 
     /// Requests stop.

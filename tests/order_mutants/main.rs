@@ -40,7 +40,8 @@ fn setup(unit: UnitKind, seed: u64) -> Setup {
 fn run(scenario: &Scenario, unit: UnitKind, seed: u64) -> Verdict {
     let bench = Bench::new(setup(unit, seed));
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| (scenario.run)(&bench)));
-    bench.finish();
+    // SAFETY: the scenario is over, and what it has not dropped by now it never does.
+    unsafe { bench.finish() };
     outcome.unwrap_or_else(|_| Err(Convicted("a panic".into())))
 }
 
@@ -49,6 +50,25 @@ fn runs() -> impl Iterator<Item = (&'static Scenario, UnitKind, u64)> {
         scenario.units.iter().flat_map(move |unit| (0..SEEDS).map(move |seed| (scenario, *unit, seed)))
     })
 }
+
+const NO_PASIDS: &str = "no request has a PASID yet, and the first entry is ordered by the context entry above it";
+const TABLE_28: &str = "6.5.3.3, Table 28 asks for it; this driver leaves nothing cached under the number";
+const EMULATIONS: &str = "emulations need it, the specification does not";
+
+/// What no scenario can miss, and why it is there all the same.
+const EXPLAINED: &[(&str, &str)] = &[
+    ("VT-d: clean of a new PASID directory", NO_PASIDS),
+    ("VT-d: zeros of a new PASID table, before the directory entry", NO_PASIDS),
+    ("VT-d: upper quadwords of a PASID entry, before the one that makes it present", NO_PASIDS),
+    ("VT-d: a PASID entry made present, before what follows", NO_PASIDS),
+    ("VT-d: clean of a PASID entry made present", NO_PASIDS),
+    ("VT-d: IOTLB, of a context entry made present", TABLE_28),
+    ("VT-d: IOTLB, of a PASID entry made present", TABLE_28),
+    ("VT-d: PASID cache, of a device that is fenced or may use its TLB otherwise", TABLE_28),
+    ("VT-d: IOTLB, of a device that is fenced or may use its TLB otherwise", TABLE_28),
+    ("VT-d: context cache, of a PASID entry that was pass-through", EMULATIONS),
+    ("VT-d: PASID cache, as it is now, of a PASID entry made present", EMULATIONS),
+];
 
 fn sites() -> Vec<Site> {
     [iommu::domain::SITES, iommu::pgtable::SITES, iommu::arch::vtd::driver::SITES].concat()
@@ -84,6 +104,10 @@ fn every_order_is_needed() {
     let only = std::env::var("MUTANTS_ONLY").ok();
     for site in sites().into_iter().filter(|site| only.as_ref().is_none_or(|only| site.name().contains(only.as_str())))
     {
+        if let Some((name, why)) = EXPLAINED.iter().find(|(name, _)| *name == site.name()) {
+            println!("{name:70} is not missed: {why}");
+            continue;
+        }
         let Some(ways) = ways.get(site.name()) else {
             failures.push(format!("on no way: {}", site.name()));
             continue;
