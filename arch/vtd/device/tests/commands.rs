@@ -207,3 +207,18 @@ fn protected_memory_is_blocked_without_a_fault() {
     unit.run();
     assert_eq!((unit.read32(offset::PMEN), unit.goes(write(0x5000))), (0, Ok(0x20_1000)));
 }
+
+/// A region that the unit does not have is none, whatever its registers read.
+#[test]
+fn one_protected_region_without_the_other() {
+    for (cap, low, high) in [(Cap::PLMR, Err(0), Ok(0x4000_0000)), (Cap::PHMR, Ok(0x20_0000), Err(0))] {
+        let unit = unit(with(cap, Ecap::empty()));
+        unit.write64(offset::PLMBASE, 0x0020_0000_0020_0000);
+        unit.write64(offset::PHMBASE, 0x4000_0000);
+        unit.write64(offset::PHMLIMIT, 0x4000_0000);
+        unit.write32(offset::PMEN, 1 << 31);
+        unit.run();
+        assert_eq!((unit.goes(write(0x20_0000)), unit.goes(write(0x4000_0000))), (low, high));
+        assert_eq!(unit.goes(write(0x1000)), Ok(0x1000));
+    }
+}
