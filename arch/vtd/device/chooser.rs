@@ -4,6 +4,11 @@
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Whether a cache line that is found is used.
+///
+/// ```
+/// use iommu::arch::vtd::device::{Chooser, InOrder, Retention};
+/// assert_eq!(InOrder.retention(), Retention::Keep);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Retention {
     /// It is: lines leave when they are invalidated, or when there is no room.
@@ -13,6 +18,11 @@ pub enum Retention {
 }
 
 /// How much an invalidation drops.
+///
+/// ```
+/// use iommu::arch::vtd::device::{Chooser, InOrder, Precision};
+/// assert_eq!(InOrder.precision(), Precision::Exact);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Precision {
     /// What it must.
@@ -22,6 +32,11 @@ pub enum Precision {
 }
 
 /// How a translation by a large page is cached (VT-d 6.5.3.2).
+///
+/// ```
+/// use iommu::arch::vtd::device::{Chooser, Fracture, InOrder};
+/// assert_eq!(InOrder.fracture(), Fracture::Whole);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fracture {
     /// In one piece.
@@ -75,6 +90,11 @@ impl Chooser for InOrder {
 
 /// Any order, the same for the same seed if calls come in the same order. It evicts now and then, and
 /// fractures half of the large pages; invalidations stay exact.
+///
+/// ```
+/// use iommu::arch::vtd::device::{Chooser, Seeded};
+/// assert_eq!(Seeded::new(7).choose(100), Seeded::new(7).choose(100));
+/// ```
 #[derive(Debug)]
 pub struct Seeded(AtomicU64);
 
