@@ -65,6 +65,23 @@ const CASES: &[Case] = &[
     Case { name: "regions::interrupts", devices: one_edu, run: regions::interrupts },
 ];
 
+/// The cases that every variant of QEMU's unit runs; the others run on its main kinds. Each start of a
+/// QEMU takes its time.
+const BRIEF: &[&str] = &[
+    "translation::large_pages",
+    "translation::top_of_the_window",
+    "translation::unmap_many_after_warm",
+    "translation::protect_is_seen",
+    "translation::cut_keeps_the_rest",
+    "faults::unmapped",
+    "faults::beyond_the_width",
+    "domains::isolated",
+    "domains::moving",
+    "domains::identity",
+    "domains::second_kernel",
+    "regions::direct",
+];
+
 /// Cases that are about bridges, not about what the unit can do.
 const BRIDGE_CASES: &[Case] = &[
     Case { name: "aliases::root_port", devices: behind_root_port, run: aliases::root_port },
@@ -79,6 +96,14 @@ struct Configuration {
     name: &'static str,
     vtd: VtdOptions,
     kind: Kind,
+    extent: Extent,
+}
+
+/// Which cases run on it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    All,
+    Brief,
 }
 
 /// What the machine is made of.
@@ -90,11 +115,16 @@ enum Kind {
 
 impl Configuration {
     const fn qemu(name: &'static str, vtd: VtdOptions) -> Self {
-        Self { name, vtd, kind: Kind::Qemu }
+        Self { name, vtd, kind: Kind::Qemu, extent: Extent::All }
+    }
+
+    /// A variant of another one.
+    const fn brief(name: &'static str, vtd: VtdOptions) -> Self {
+        Self { name, vtd, kind: Kind::Qemu, extent: Extent::Brief }
     }
 
     const fn model(name: &'static str, vtd: VtdOptions, model: ModelOptions) -> Self {
-        Self { name, vtd, kind: Kind::Model(model) }
+        Self { name, vtd, kind: Kind::Model(model), extent: Extent::All }
     }
 
     fn start(&self, devices: Vec<Node>) -> Result<Box<dyn Machine>, iommu_harness::Error> {
@@ -110,7 +140,8 @@ fn main() {
     let mut suite = Suite::from_arguments();
     let configurations = qemu_configurations().into_iter().chain(model_configurations());
     for configuration in configurations {
-        CASES.iter().for_each(|case| add(&mut suite, &configuration, case));
+        let brief = |case: &&Case| configuration.extent == Extent::All || BRIEF.contains(&case.name);
+        CASES.iter().filter(brief).for_each(|case| add(&mut suite, &configuration, case));
         if ["vtd", "model"].contains(&configuration.name) {
             BRIDGE_CASES.iter().for_each(|case| add(&mut suite, &configuration, case));
         }
@@ -125,20 +156,23 @@ fn main() {
 
 fn qemu_configurations() -> Vec<Configuration> {
     let normal = VtdOptions::default();
-    vec![
+    let mut all = vec![
         Configuration::qemu("vtd", normal),
-        Configuration::qemu("vtd-39", VtdOptions { address_bits: Some(39), ..normal }),
-        Configuration::qemu("vtd-caching-mode", VtdOptions { caching_mode: true, ..normal }),
-        Configuration::qemu("vtd-no-pass-through", VtdOptions { pass_through: false, ..normal }),
-        Configuration::qemu("vtd-device-tlb", VtdOptions { device_iotlb: true, ..normal }),
+        Configuration::brief("vtd-39", VtdOptions { address_bits: Some(39), ..normal }),
+        Configuration::brief("vtd-caching-mode", VtdOptions { caching_mode: true, ..normal }),
+        Configuration::brief("vtd-no-pass-through", VtdOptions { pass_through: false, ..normal }),
+        Configuration::brief("vtd-device-tlb", VtdOptions { device_iotlb: true, ..normal }),
         Configuration::qemu("vtd-scalable", VtdOptions { scalable: true, ..normal }),
-        Configuration::qemu("vtd-scalable-caching-mode", VtdOptions { caching_mode: true, scalable: true, ..normal }),
-        Configuration::qemu("vtd-first-stage", VtdOptions { first_stage: true, ..normal }),
-        Configuration::qemu(
-            "vtd-first-stage-no-pass-through",
-            VtdOptions { first_stage: true, pass_through: false, ..normal },
-        ),
-    ]
+        Configuration::brief("vtd-scalable-caching-mode", VtdOptions { caching_mode: true, scalable: true, ..normal }),
+    ];
+    // A QEMU that is not there at all is told of by each test.
+    if QemuX86::installed().is_ok_and(|quirks| quirks.vtd_has_first_stage) {
+        let first_stage = VtdOptions { first_stage: true, ..normal };
+        let no_pass_through = VtdOptions { pass_through: false, ..first_stage };
+        all.push(Configuration::qemu("vtd-first-stage", first_stage));
+        all.push(Configuration::brief("vtd-first-stage-no-pass-through", no_pass_through));
+    }
+    all
 }
 
 /// What QEMU's unit cannot be: strict about what was written back, forgetful, small.
@@ -146,10 +180,10 @@ fn model_configurations() -> Vec<Configuration> {
     let normal = VtdOptions::default();
     let scalable = VtdOptions { scalable: true, ..normal };
     let first_stage = VtdOptions { first_stage: true, ..normal };
-    // Without a second stage there is no width of it.
-    let widths = Cap::SAGAW_39 | Cap::SAGAW_48;
     let model = Configuration::model;
     let new = ModelOptions::new;
+    let five_levels = VtdOptions { address_bits: Some(57), ..first_stage };
+    let everything = new().with_ecap(Ecap::SSTS | Ecap::NEST | Ecap::RPS | Ecap::SMPWCS | Ecap::SSADS);
     vec![
         model("model", normal, new()),
         model("model-coherent", normal, new().with_ecap(Ecap::C)),
@@ -165,13 +199,11 @@ fn model_configurations() -> Vec<Configuration> {
         model("model-scalable-coherent", scalable, new().with_ecap(Ecap::C | Ecap::SMPWCS).seed(11)),
         model("model-scalable-write-buffers", scalable, new().with_cap(Cap::RWBF).seed(12)),
         model("model-scalable-caching-mode", VtdOptions { caching_mode: true, ..scalable }, new().seed(13)),
-        model("model-first-stage", first_stage, new().without_cap(widths).seed(14)),
-        model(
-            "model-first-stage-caching-mode",
-            VtdOptions { caching_mode: true, ..first_stage },
-            new().without_cap(widths).seed(15),
-        ),
+        model("model-first-stage", first_stage, new().seed(14)),
+        model("model-first-stage-caching-mode", VtdOptions { caching_mode: true, ..first_stage }, new().seed(15)),
         model("model-both-stages", scalable, new().with_ecap(Ecap::FSTS).seed(16)),
+        model("model-everything", first_stage, everything.pasid_bits(20).seed(17)),
+        model("model-five-levels", five_levels, new().with_cap(Cap::FS5LP).with_ecap(Ecap::SMPWCS).seed(18)),
     ]
 }
 

@@ -4,6 +4,10 @@
 
 use std::fmt;
 
+use iommu::ops::Stage;
+
+use crate::devices::Access;
+
 /// The version of a QEMU.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct QemuVersion {
@@ -67,12 +71,13 @@ pub struct QemuQuirks {
     /// Whether PASID-cache and PASID-based IOTLB invalidations are accepted and ignored. Other versions
     /// do what they say, and refuse them on a unit without scalable mode.
     pub vtd_ignores_pasid_invalidations: bool,
-    /// Whether second-stage faults of scalable mode are recorded with the reasons of legacy mode.
-    pub vtd_has_legacy_reasons_only: bool,
-    /// Whether the unit can have a first stage.
-    pub vtd_has_first_stage: bool,
     /// The reason that is recorded where the PASID entry is absent: 0x59, says the specification.
     pub vtd_absent_pasid_reason: u32,
+    /// Whether the second stage records legacy mode's reasons in scalable mode too: 4, 5 and 6 instead
+    /// of 0x79, 0x84, 0x85 and 0x86.
+    pub vtd_second_stage_has_legacy_reasons: bool,
+    /// Whether there is a first stage ([`VtdOptions::first_stage`](crate::VtdOptions::first_stage)).
+    pub vtd_has_first_stage: bool,
     /// Whether a fault record tells bits of the address beyond the width of the unit, which are reserved
     /// there.
     pub vtd_records_bits_beyond_the_width: bool,
@@ -93,15 +98,28 @@ impl QemuQuirks {
             vtd_wait_with_both_is_fatal: version < QemuVersion::new(10, 2, 50),
             vtd_fault_pasid_is_garbage: true,
             vtd_ignores_pasid_invalidations: before_10,
-            vtd_has_legacy_reasons_only: true,
-            vtd_has_first_stage: !before_10,
             vtd_absent_pasid_reason: match version {
                 _ if before_10 => 0x58,
                 _ if version < QemuVersion::new(10, 2, 50) => 0x5b,
                 _ => 0x59,
             },
+            vtd_second_stage_has_legacy_reasons: true,
+            vtd_has_first_stage: !before_10,
             vtd_records_bits_beyond_the_width: true,
             vtd_drops_what_a_cached_entry_forbids: true,
+        }
+    }
+
+    /// The reason that is recorded where the specification says `reason`, for a request that `stage`
+    /// translates (VT-d 7.1.3).
+    pub fn vtd_reason(&self, stage: Stage, access: Access, reason: u32) -> u32 {
+        let legacy = stage == Stage::Second && self.vtd_second_stage_has_legacy_reasons;
+        match (reason, access) {
+            (0x59, _) => self.vtd_absent_pasid_reason,
+            (0x84, _) if legacy => 4,
+            (0x79 | 0x85, Access::Write) if legacy => 5,
+            (0x79 | 0x86, Access::Read) if legacy => 6,
+            _ => reason,
         }
     }
 }

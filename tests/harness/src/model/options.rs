@@ -149,9 +149,15 @@ impl ModelOptions {
         if let Some(bits) = self.pasid_bits {
             ecap |= Ecap::PASID | Ecap::from_bits_retain(u64::from(bits.saturating_sub(1)) << 35);
         }
+        let ecap = (ecap | self.ecap.set).difference(self.ecap.clear);
+        if ecap.contains(Ecap::SMTS) && !ecap.contains(Ecap::SSTS) {
+            // Without a second stage there are no widths of one, and none may be in an entry (9.6, AW). QEMU
+            // has no second stage then, and widths all the same.
+            cap.remove(Cap::SAGAW_39 | Cap::SAGAW_48 | Cap::SAGAW_57);
+        }
         DeviceConfig {
             cap: (cap | self.cap.set).difference(self.cap.clear),
-            ecap: (ecap | self.ecap.set).difference(self.ecap.clear),
+            ecap,
             host_address_bits: self.host_address_bits,
             ..DeviceConfig::default()
         }
@@ -165,7 +171,8 @@ mod tests {
     use super::ModelOptions;
     use crate::options::VtdOptions;
 
-    /// The registers that QEMU shows, less interrupt remapping (ECAP.IR and MHMV).
+    /// The registers that QEMU shows, less interrupt remapping (ECAP.IR and MHMV), and the widths of a
+    /// second stage that is not there.
     #[test]
     fn it_can_do_what_qemu_can() {
         let normal = VtdOptions::default();
@@ -177,7 +184,7 @@ mod tests {
         assert_eq!(qemu(VtdOptions { address_bits: Some(39), ..normal }), (0x00d2_008c_2226_0206, 0xf42));
         assert_eq!(qemu(VtdOptions { caching_mode: true, ..normal }), (0x00d2_008c_222f_0686, 0xf42));
         assert_eq!(qemu(VtdOptions { pass_through: false, device_iotlb: true, ..normal }).1, 0xf06);
-        assert_eq!(qemu(VtdOptions { first_stage: true, ..normal }), (0x01d2_008c_222f_0606, 0x8800_0000_0f42));
+        assert_eq!(qemu(VtdOptions { first_stage: true, ..normal }), (0x01d2_008c_222f_0006, 0x8800_0000_0f42));
         assert_eq!(qemu(VtdOptions { scalable: true, ..normal }).1, 0x4800_0000_0f42);
         assert_eq!(qemu(VtdOptions { dma_translation: false, ..normal }).0, 0x00d2_008c_222f_0006);
     }

@@ -94,6 +94,14 @@ impl QemuX86 {
         Ok(Self { devices, names, functions, config, platform, buffers, bus, process, version, quirks, has_vtd })
     }
 
+    /// The quirks of the QEMU that would be started.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when there is none.
+    pub fn installed() -> Result<QemuQuirks> {
+        Ok(QemuQuirks::of(Binary::find(Target::X86_64)?.version()))
+    }
+
     /// Version of this QEMU.
     pub fn version(&self) -> QemuVersion {
         self.version
