@@ -4,6 +4,7 @@
 //! looks at memory and at the fault log. A case knows nothing of the kind of machine.
 
 mod aliases;
+mod ats;
 mod differential;
 mod domains;
 mod faults;
@@ -136,6 +137,15 @@ impl Configuration {
     }
 }
 
+/// Cases about device TLBs, for units that serve them and a device that has one.
+const ATS_CASES: &[Case] = &[
+    Case { name: "ats::off", devices: ats_behind_root_port, run: ats::off },
+    Case { name: "ats::unmap_reaches_the_device", devices: ats_behind_root_port, run: ats::unmap_reaches_the_device },
+    Case { name: "ats::moving", devices: ats_behind_root_port, run: ats::moving },
+    Case { name: "ats::no_answer", devices: ats_behind_root_port, run: ats::no_answer },
+    Case { name: "ats::power", devices: ats_behind_root_port, run: ats::power },
+];
+
 fn main() {
     let mut suite = Suite::from_arguments();
     let configurations = qemu_configurations().into_iter().chain(model_configurations());
@@ -145,6 +155,9 @@ fn main() {
         if ["vtd", "model"].contains(&configuration.name) {
             BRIDGE_CASES.iter().for_each(|case| add(&mut suite, &configuration, case));
         }
+    }
+    for configuration in ats_configurations() {
+        ATS_CASES.iter().for_each(|case| add(&mut suite, &configuration, case));
     }
     for Configuration { name, vtd, .. } in qemu_configurations() {
         for seed in 1..=2 {
@@ -207,6 +220,19 @@ fn model_configurations() -> Vec<Configuration> {
     ]
 }
 
+/// Units that serve device TLBs.
+fn ats_configurations() -> Vec<Configuration> {
+    let legacy = VtdOptions { device_iotlb: true, ..VtdOptions::default() };
+    let scalable = VtdOptions { scalable: true, ..legacy };
+    let first_stage = VtdOptions { first_stage: true, ..legacy };
+    vec![
+        Configuration::model("model-device-tlb", legacy, ModelOptions::new().seed(20)),
+        Configuration::model("model-device-tlb-throttled", legacy, ModelOptions::new().with_ecap(Ecap::DIT).seed(21)),
+        Configuration::model("model-scalable-device-tlb", scalable, ModelOptions::new().seed(22)),
+        Configuration::model("model-first-stage-device-tlb", first_stage, ModelOptions::new().seed(23)),
+    ]
+}
+
 fn add(suite: &mut Suite, configuration: &Configuration, case: &'static Case) {
     let configuration = configuration.clone();
     suite.test(format!("{}::{}", configuration.name, case.name), move || {
@@ -237,6 +263,10 @@ fn behind(bridge: Bridge, children: impl IntoIterator<Item = Node>) -> Vec<Node>
 
 fn behind_root_port() -> Vec<Node> {
     behind(Bridge::RootPort, [Node::edu("edu")])
+}
+
+fn ats_behind_root_port() -> Vec<Node> {
+    behind(Bridge::RootPort, [Node::edu("edu").ats(4)])
 }
 
 fn behind_pcie_to_pci() -> Vec<Node> {

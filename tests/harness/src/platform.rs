@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{self, Duration};
 
+use iommu::pci::PciConfig;
 use iommu::platform::{Hosted, Instant, Platform, Processor};
 use iommu::{PhysAddr, PhysRange, Result};
 
 use crate::bus::{Bus, BusRegisters};
 use crate::frames::FramePool;
 use crate::observed::ObservedMemory;
+use crate::pci::PciConfigSpace;
 use crate::ram::GuestRam;
 
 /// How many processors the platform tells of. Each live thread that calls into a driver is one; the
@@ -28,6 +30,7 @@ pub struct MachinePlatform {
 
 struct Shared {
     bus: Arc<dyn Bus>,
+    config: PciConfigSpace,
     pool: FramePool,
     observed: Option<Arc<ObservedMemory>>,
     /// Nanoseconds by which its clock is ahead.
@@ -47,7 +50,8 @@ impl MachinePlatform {
     }
 
     fn over(bus: Arc<dyn Bus>, pool: FramePool, observed: Option<Arc<ObservedMemory>>) -> Self {
-        Self { shared: Arc::new(Shared { bus, pool, observed, ahead: AtomicU64::new(0) }) }
+        let config = PciConfigSpace::new(bus.clone());
+        Self { shared: Arc::new(Shared { bus, config, pool, observed, ahead: AtomicU64::new(0) }) }
     }
 
     /// Who observes the driver's memory, if anybody does.
@@ -155,6 +159,10 @@ unsafe impl Platform for MachinePlatform {
 
     fn processor_count(&self) -> usize {
         PROCESSORS
+    }
+
+    fn pci(&self) -> Option<&dyn PciConfig> {
+        Some(&self.shared.config)
     }
 
     fn ram(&self, visit: &mut dyn FnMut(PhysRange)) {
