@@ -60,11 +60,14 @@ struct Fault {
     iova: Option<Iova>,
     access: FaultAccess,
     reason: u32,
+    pasid: Option<u32>,
 }
 
 impl From<FaultRecord> for Fault {
     fn from(record: FaultRecord) -> Self {
-        Self { source: record.source.id(), iova: record.iova, access: record.access, reason: record.reason }
+        let pasid = record.pasid.map(|pasid| pasid.as_u32());
+        let FaultRecord { iova, access, reason, .. } = record;
+        Self { source: record.source.id(), iova, access, reason, pasid }
     }
 }
 

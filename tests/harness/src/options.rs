@@ -2,7 +2,7 @@
 
 use crate::quirks::QemuQuirks;
 
-/// The options of QEMU's VT-d unit. The default is QEMU's own.
+/// The options of QEMU's VT-d unit, which the model has as well. The default is QEMU's own.
 ///
 /// ```
 /// use iommu_harness::VtdOptions;
@@ -11,7 +11,7 @@ use crate::quirks::QemuQuirks;
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct VtdOptions {
-    /// Width of an IOVA: 39 or 48 bits. `None` is QEMU's default, see
+    /// Width of an IOVA: 39 or 48 bits, on the model also 57. `None` is QEMU's default, see
     /// [`QemuQuirks::vtd_default_address_bits`].
     pub address_bits: Option<u8>,
     /// Whether the unit says that it may cache entries that are not present (CAP.CM).
@@ -20,11 +20,12 @@ pub struct VtdOptions {
     pub device_iotlb: bool,
     /// Scalable mode, second stage (ECAP.SMTS, SSTS).
     pub scalable: bool,
-    /// Scalable mode with the first stage instead (ECAP.FSTS); needs QEMU 10.
+    /// Scalable mode with the first stage instead (ECAP.FSTS); on QEMU that needs version 10. The model
+    /// can have both, see [`ModelOptions::with_ecap`](crate::ModelOptions::with_ecap).
     pub first_stage: bool,
     /// Pass-through (ECAP.PT).
     pub pass_through: bool,
-    /// Interrupt remapping (ECAP.IR).
+    /// Interrupt remapping (ECAP.IR). The model has none.
     pub interrupt_remapping: bool,
     /// Snoop control (ECAP.SC).
     pub snoop_control: bool,
@@ -222,7 +223,7 @@ impl X86Options {
         self
     }
 
-    /// With more of QEMU's own arguments, after all others.
+    /// With more of QEMU's own arguments, after all others. They mean nothing to the model.
     pub fn arguments<'a>(mut self, arguments: impl IntoIterator<Item = &'a str>) -> Self {
         self.extra.extend(arguments.into_iter().map(str::to_owned));
         self

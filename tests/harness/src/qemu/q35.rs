@@ -28,8 +28,8 @@ use crate::x86::{BAR_ADDRESSES, VTD_BASE, locate, ram_ranges, split};
 
 /// Configuration space of all buses in memory.
 const ECAM_BASE: u64 = 0xb000_0000;
-/// How long a cold start may take; usual are 50 ms.
-const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a cold start may take: usual are 50 ms, but a machine may be busy.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running QEMU with a q35 machine. It is killed when dropped; what else holds a part of it (a
 /// platform, a configuration space) then sees a machine that is gone.
