@@ -10,7 +10,7 @@ use super::{DirtyBitmap, DirtyTracking, Domain, DomainKind, PagingDomain};
 use crate::addr::IovaRange;
 use crate::error::{BusyReason, Error, IncompatibleReason, InvalidReason, Result, UnsupportedReason, WaitReason};
 use crate::iotlb::Flush;
-use crate::ops::DomainFeatures;
+use crate::ops::{DomainFeatures, Stage};
 use crate::pgtable::{DirtyRead, Format};
 use crate::platform::Platform;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -64,11 +64,16 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         }
         // First the switch: attaches from now on check it.
         self.switches.turn_on(feature);
-        let enforced = self.check_units(feature).and_then(|()| match F::SNOOP {
-            0 => self.refresh(domain),
-            _ => self.table.enforce_snoop(),
+        let enforced = self.check_units(feature).and_then(|()| match Self::enforces_in_leaves(self.stage) {
+            false => self.refresh(domain),
+            true => self.table.enforce_snoop(),
         });
         self.or_turn_off(domain, feature, enforced)
+    }
+
+    /// Whether coherency is enforced in each leaf, not by the units' entries.
+    pub(super) fn enforces_in_leaves(stage: Stage) -> bool {
+        F::SNOOP != 0 && stage == Stage::Second
     }
 
     /// See [`Domain::set_dirty_tracking`].

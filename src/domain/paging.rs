@@ -56,7 +56,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
     /// [`DomainFeatures::DIRTY_TRACKING`] keeps what hardware records:
     /// [`DomainSpec::accessed_dirty`]. Where the format enforces coherency in each leaf, this tells it.
     pub fn new(platform: P, kind: DomainKind, spec: &DomainSpec, table: PageTable<F, P>) -> Self {
-        if spec.traits.features.contains(DomainFeatures::CACHE_COHERENCY) {
+        if spec.traits.features.contains(DomainFeatures::CACHE_COHERENCY) && Self::enforces_in_leaves(spec.stage) {
             let enforced = table.enforce_snoop();
             debug_assert!(enforced.is_ok(), "the table is empty");
         }

@@ -46,7 +46,7 @@ mod table;
 mod unmap;
 
 pub use dirty::DirtyRead;
-pub use fmt::{AccessedDirty, SecondStage, X86_64};
+pub use fmt::{AccessedDirty, SecondStage, X86_64, X86Io};
 pub use format::{Format, LiveSplit};
 pub use list::TableList;
 pub use map::MapError;

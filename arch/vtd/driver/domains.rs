@@ -13,76 +13,41 @@ use crate::frames::{Ref, Slab};
 use crate::iommu::map_direct_region;
 use crate::iotlb::Tags;
 use crate::ops::{DomainFeatures, DomainOps, DomainSpec, MapFlush, Stage, Unit, UnitTraits};
-use crate::pgtable::{Config, Format, PageSize, PageSizes, PageTable, SecondStage, WalkerCoherency, X86_64};
+use crate::pgtable::{Config, Format, PageSize, PageSizes, PageTable, SecondStage, WalkerCoherency, X86_64, X86Io};
 use crate::platform::{FRAME_BYTES, Platform};
 use crate::prot::Prot;
 use crate::region::{RegionKind, ReservedRegion};
 use crate::sync::Lock;
 use crate::window::{Window, Windows};
 
-/// The domains that a unit has made, and what all its domains of a stage have in common.
+/// The domains that this backend makes.
+type VtdDomain<P> = PagingDomain<X86Io, P>;
+
+/// The domains that a unit has made.
 pub(super) struct Domains<P: Platform> {
-    first: Slab<PagingDomain<X86_64, P>, P>,
-    second: Slab<PagingDomain<SecondStage, P>, P>,
+    domains: Slab<VtdDomain<P>, P>,
     /// Stands in for pass-through where the unit has none; made when it is first needed.
     identity: Lock<Option<Domain>>,
 }
 
 impl<P: Platform> Domains<P> {
     pub(super) fn new(platform: &P) -> Result<Self> {
-        let (first, second) = (Slab::new(platform.clone())?, Slab::new(platform.clone())?);
-        Ok(Self { first, second, identity: Lock::new(None) })
+        Ok(Self { domains: Slab::new(platform.clone())?, identity: Lock::new(None) })
     }
 }
 
-/// A domain of this backend, with a table of either stage.
-enum Paging<'a, P: Platform> {
-    First(&'a PagingDomain<X86_64, P>),
-    Second(&'a PagingDomain<SecondStage, P>),
+fn paging<P: Platform>(domain: &Domain) -> Option<&VtdDomain<P>> {
+    domain.ops().as_any().downcast_ref()
 }
 
-impl<'a, P: Platform> Paging<'a, P> {
-    fn of(domain: &'a Domain) -> Option<Self> {
-        let domain = domain.ops().as_any();
-        domain.downcast_ref().map(Self::Second).or_else(|| domain.downcast_ref().map(Self::First))
-    }
-
-    fn tags(&self) -> &'a Tags<P> {
-        match self {
-            Self::First(domain) => domain.tags(),
-            Self::Second(domain) => domain.tags(),
-        }
-    }
-
-    fn traits(&self) -> UnitTraits {
-        match self {
-            Self::First(domain) => domain.traits(),
-            Self::Second(domain) => domain.traits(),
-        }
-    }
-
-    fn stage(&self) -> Stage {
-        match self {
-            Self::First(_) => Stage::First,
-            Self::Second(_) => Stage::Second,
-        }
-    }
-
-    /// The table, and the width of an address that it translates, in bits.
-    fn path(&self) -> Option<(Path, u8)> {
-        Some(match self {
-            Self::First(domain) => {
-                let (table, levels) = (domain.table().root(), domain.table().levels());
-                let path = Path::FirstStage { table, levels: first_stage_levels(levels)? };
-                (path, X86_64::max_input_bits(levels))
-            }
-            Self::Second(domain) => {
-                let table = domain.table().root();
-                let width = AddressWidth::from_levels(u32::from(domain.table().levels()))?;
-                (Path::SecondStage { table, width }, width.bits() as u8)
-            }
-        })
-    }
+/// The table of a domain, and the width of an address that it translates, in bits.
+fn path<P: Platform>(domain: &VtdDomain<P>) -> Option<(Path, u8)> {
+    let (stage, table, levels) = (domain.stage()?, domain.table().root(), domain.table().levels());
+    let path = match stage {
+        Stage::First => Path::FirstStage { table, levels: first_stage_levels(levels)? },
+        Stage::Second => Path::SecondStage { table, width: AddressWidth::from_levels(u32::from(levels))? },
+    };
+    Some((path, width(stage, levels)))
 }
 
 fn first_stage_levels(levels: u8) -> Option<FirstStageLevels> {
@@ -95,7 +60,7 @@ fn first_stage_levels(levels: u8) -> Option<FirstStageLevels> {
 
 /// The tags of a domain of this backend.
 pub(super) fn tags_of<P: Platform>(domain: &Domain) -> Option<&Tags<P>> {
-    Paging::of(domain).map(|paging| paging.tags())
+    paging(domain).map(PagingDomain::tags)
 }
 
 /// Whether a unit in this mode has the stage.
@@ -199,12 +164,20 @@ impl<P: Platform> VtdUnit<P> {
             .find(|levels| last >> width(spec.stage, *levels) == 0)
             .or_else(|| possible().last())
             .ok_or(Error::Unsupported(UnsupportedReason::AddressWidth))?;
-        let accessed_dirty = spec.accessed_dirty();
-        let (domains, platform) = (&self.domains, &self.platform);
-        match spec.stage {
-            Stage::First => insert(platform, &domains.first, X86_64 { accessed_dirty }, levels, kind, spec),
-            Stage::Second => insert(platform, &domains.second, SecondStage { accessed_dirty }, levels, kind, spec),
-        }
+        let format = match spec.stage {
+            Stage::First => X86Io::FirstStage,
+            Stage::Second => X86Io::SecondStage(SecondStage { accessed_dirty: spec.accessed_dirty() }),
+        };
+        let config = Config {
+            input_bits: width(spec.stage, levels),
+            walker: spec.traits.coherency,
+            page_sizes: spec.traits.page_sizes,
+            ..Config::new::<X86Io>(levels)
+        };
+        let table = PageTable::new(self.platform.clone(), format, config)?;
+        let domain = PagingDomain::new(self.platform.clone(), kind, spec, table);
+        let slot = self.domains.domains.insert(domain).map_err(|(error, _)| error)?;
+        Ok(Domain::new(Ref::map(slot, |domain| domain as &dyn DomainOps)))
     }
 
     /// What the entry of a requester is to say, with a use of the domain's tag taken if it has one.
@@ -219,11 +192,13 @@ impl<P: Platform> VtdUnit<P> {
             });
         }
         let domain = self.translated(domain)?;
-        let paging = Paging::<P>::of(&domain).ok_or(Error::Incompatible(IncompatibleReason::Driver))?;
-        let (path, width) = paging.path().ok_or(Error::Incompatible(IncompatibleReason::Width))?;
-        let unit_traits = self.stage_traits(paging.stage()).ok_or(Error::Incompatible(IncompatibleReason::Stage))?;
+        let paging = paging::<P>(&domain).ok_or(Error::Incompatible(IncompatibleReason::Driver))?;
+        let (path, width) = path(paging).ok_or(Error::Incompatible(IncompatibleReason::Width))?;
+        let is_first = matches!(path, Path::FirstStage { .. });
+        let stage = if is_first { Stage::First } else { Stage::Second };
+        let unit_traits = self.stage_traits(stage).ok_or(Error::Incompatible(IncompatibleReason::Stage))?;
         // First-stage tables are cached by PASID, too (6.2.1).
-        let pasid = (paging.stage() == Stage::First).then_some(RID_PASID);
+        let pasid = is_first.then_some(RID_PASID);
         let tag = paging.tags().acquire(unit, pasid, &self.ids)?;
         // Looked at with the tag taken: what is demanded can grow.
         match paging.traits().check_attach(width, unit_traits) {
@@ -274,22 +249,6 @@ impl<P: Platform> VtdUnit<P> {
         let mut slot = self.domains.identity.lock(&self.platform);
         Ok(slot.get_or_insert_with(|| new.clone()).clone())
     }
-}
-
-fn insert<F: Format, P: Platform>(
-    platform: &P,
-    slab: &Slab<PagingDomain<F, P>, P>,
-    format: F,
-    levels: u8,
-    kind: DomainKind,
-    spec: &DomainSpec,
-) -> Result<Domain> {
-    let config =
-        Config { walker: spec.traits.coherency, page_sizes: spec.traits.page_sizes, ..Config::new::<F>(levels) };
-    let table = PageTable::new(platform.clone(), format, config)?;
-    let domain = PagingDomain::new(platform.clone(), kind, spec, table);
-    let slot = slab.insert(domain).map_err(|(error, _)| error)?;
-    Ok(Domain::new(Ref::map(slot, |domain| domain as &dyn DomainOps)))
 }
 
 /// Maps a physical range one to one, as far as it is not.

@@ -2,9 +2,11 @@
 
 mod second_stage;
 mod x86_64;
+mod x86_io;
 
 pub use second_stage::SecondStage;
 pub use x86_64::X86_64;
+pub use x86_io::X86Io;
 
 /// What becomes of the *accessed* and *dirty* bits of leaves.
 ///
