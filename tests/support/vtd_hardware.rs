@@ -72,6 +72,8 @@ pub(crate) struct Hardware {
 pub(crate) struct Frames {
     /// Live blocks: address and bytes.
     live: HashMap<usize, usize>,
+    /// Allocations that still succeed, if not all do.
+    left: Option<usize>,
 }
 
 #[derive(Clone)]
@@ -123,6 +125,12 @@ impl Machine {
         self.frames.lock().unwrap().live.values().map(|bytes| bytes / FRAME).sum()
     }
 
+    /// Only so many allocations succeed from now on.
+    #[allow(dead_code, reason = "not every test needs it")]
+    pub(crate) fn limit_allocations(&self, left: Option<usize>) {
+        self.frames.lock().unwrap().left = left;
+    }
+
     /// The unit with a running queue.
     pub(crate) fn queue(&self, config: QueueConfig) -> (UnitRegisters<Self>, Queue<Self>) {
         let unit = UnitRegisters::map(self.clone(), PhysAddr::new(0xfed9_0000)).unwrap();
@@ -140,6 +148,9 @@ unsafe impl Platform for Machine {
 
     fn alloc_frames(&self, order: u8, _last: PhysAddr) -> Option<PhysAddr> {
         let bytes = FRAME << order;
+        if let Some(left) = &mut self.frames.lock().unwrap().left {
+            *left = left.checked_sub(1)?;
+        }
         let layout = Layout::from_size_align(bytes, bytes).ok()?;
         // SAFETY: the layout has a size.
         let block = NonNull::new(unsafe { alloc_zeroed(layout) })?.as_ptr().expose_provenance();
