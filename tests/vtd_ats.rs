@@ -386,6 +386,9 @@ fn too_many_that_do_not_answer_fence_the_unit() {
 /// Scalable mode, with the second stage and its dirty bits.
 const SCALABLE: u64 = ECAP | Ecap::SMTS.bits() | Ecap::SSTS.bits() | Ecap::SSADS.bits() | Ecap::SMPWCS.bits();
 
+/// Scalable mode, with the first stage.
+const FIRST_STAGE: u64 = ECAP | Ecap::SMTS.bits() | Ecap::FSTS.bits() | Ecap::SMPWCS.bits();
+
 impl World {
     /// The scalable-mode context entry that the unit would fetch (9.2, 9.4).
     fn scalable_context(&self, function: PciAddress) -> ScalableContextEntry {
@@ -428,6 +431,20 @@ fn scalable_mode_tells_devices_after_the_caches_by_pasid() {
     assert_eq!(executed[executed.len() - 3..], [[0x17 | id, 0], [0xe2 | id, 0], ALL_OF_A]);
     world.iommu.release_device(&device).unwrap();
     assert_eq!(world.executed(), [[0x17 | id, 0], [0xe2 | id, 0], ALL_OF_A]);
+}
+
+#[test]
+fn behind_a_first_stage_devices_are_told_after_a_request_by_domain() {
+    // 6.5.2.12 lets them overtake what is invalidated by PASID.
+    let world = World::with(FIRST_STAGE, 0x25, &[]);
+    let device = world.probe(A);
+    world.iommu.enable().unwrap();
+    let domain = world.iommu.paging_domain(&[&device]).unwrap();
+    world.iommu.attach_device(&domain, &device).unwrap();
+    world.executed();
+    let id = world.scalable_id(A) << 16;
+    unmap(&domain, map(&domain, 0x5000, 0x1000)).unwrap();
+    assert_eq!(world.executed(), [[0xf2 | id, 0x5040], PAGE_OF_A]);
 }
 
 #[test]

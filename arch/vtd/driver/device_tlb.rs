@@ -14,7 +14,7 @@
 use super::context::Context;
 use super::domains::tags_of;
 use super::firmware::secondary_bus;
-use super::invalidation::{MAX_PAGE_REQUESTS, covering_block};
+use super::invalidation::{MAX_PAGE_REQUESTS, covering_block, iotlb_requests};
 use super::queue::{self, device_of};
 use super::site;
 use super::unit::VtdUnit;
@@ -71,12 +71,12 @@ impl<P: Platform> VtdUnit<P> {
     /// Submits the requests for the IOTLB, then those for device TLBs.
     #[cold]
     #[inline(never)]
-    pub(super) fn submit_with_devices(
-        &self,
-        iotlb: &[Descriptor],
-        invalidation: &Invalidation<'_>,
-    ) -> Result<queue::Ticket> {
-        let mut requests: heapless::Vec<Descriptor, MAX_REQUESTS> = iotlb.iter().copied().collect();
+    pub(super) fn submit_with_devices(&self, invalidation: &Invalidation<'_>) -> Result<queue::Ticket> {
+        // By domain for a first stage as well, which it drops whole (Table 23): behind requests by PASID
+        // device TLBs without PASID would not have to wait (6.5.2.12).
+        let by_domain = CacheTag { pasid: None, ..invalidation.tag };
+        let iotlb = iotlb_requests(self.capabilities(), by_domain, invalidation.ranges, invalidation.depth);
+        let mut requests: heapless::Vec<Descriptor, MAX_REQUESTS> = iotlb.into_iter().collect();
         let mut left_out = false;
         for device in invalidation.devices.iter().filter(|_| self.asks_devices() && !site::DEVICE_TLBS.is_skipped()) {
             let source = device.source.id() as u16;

@@ -123,10 +123,10 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
             return Ok(NOTHING_TO_WAIT_FOR);
         }
         // Requests flush write buffers themselves (VT-d 6.8).
-        let requests = iotlb_requests(self.capabilities(), invalidation.tag, invalidation.ranges, invalidation.depth);
-        let submitted = match invalidation.devices {
-            [] => self.queue.submit(&self.registers, &requests),
-            _ => self.submit_with_devices(&requests, invalidation),
+        let Invalidation { tag, devices, ranges, depth } = *invalidation;
+        let submitted = match devices {
+            [] => self.queue.submit(&self.registers, &iotlb_requests(self.capabilities(), tag, ranges, depth)),
+            _ => self.submit_with_devices(invalidation),
         };
         match self.fence_with_queue(submitted) {
             Ok(ticket) => Ok(Ticket(ticket.sequence)),
