@@ -8,4 +8,4 @@ pub mod dmar;
 pub mod driver;
 pub mod layout;
 
-pub use driver::{ModeWish, VtdOptions, init, init_with};
+pub use driver::{ModeWish, PreviousTables, VtdOptions, init, init_with};

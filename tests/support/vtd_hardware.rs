@@ -245,7 +245,8 @@ impl Registers for Access {
         let mut hardware = self.0.lock().unwrap();
         match offset {
             offset::RTADDR => {
-                let (mode, on) = (0xc00, hardware.status & Global::TE.bits() != 0);
+                // Without ESRTPS (6.6).
+                let (mode, on) = (0xc00, hardware.status & Global::TE.bits() != 0 && hardware.cap >> 63 == 0);
                 assert!(!on || (hardware.root ^ value) & mode == 0, "the table mode changed while translation is on");
                 hardware.root = value;
             }

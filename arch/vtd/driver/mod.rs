@@ -14,6 +14,7 @@
 //! | `domains` | what the domains of a unit can be |
 //! | `translation` | what an entry says, whichever mode it is for |
 //! | `legacy`, `scalable` | how an entry changes, in either mode |
+//! | `takeover` | tables that a previous kernel left in force |
 //! | `orders` | what is invalidated after which change |
 //! | `device_tlb` | the caches in devices, and devices that do not answer |
 //! | `ops` | the unit as the core sees it |
@@ -36,6 +37,7 @@ pub mod registers;
 mod scalable;
 mod site;
 mod slot;
+mod takeover;
 #[cfg(all(test, not(loom)))]
 mod testing;
 mod translation;
@@ -52,7 +54,10 @@ pub use registers::UnitRegisters;
 pub use site::SITES;
 pub use unit::VtdUnit;
 
+use core::fmt;
+
 use self::firmware::Firmware;
+use crate::addr::PhysAddr;
 use crate::arch::vtd::dmar::Dmar;
 use crate::error::{Error, Result};
 use crate::frames::{Ref, Slab};
@@ -112,16 +117,59 @@ pub enum ModeWish {
 /// assert_ne!(cautious.mode, VtdOptions::default().mode);
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
-pub struct VtdOptions {
+pub struct VtdOptions<'a> {
     /// The mode of the tables.
     pub mode: ModeWish,
+    /// What becomes of tables that a previous kernel left in force.
+    pub previous: PreviousTables<'a>,
+}
+
+/// What becomes of the tables that a unit translates with when it is found: those of a kernel that
+/// crashed and started this one, or of firmware. Until [`Iommu::enable`] they stay in force, and
+/// translation does not go off when they are replaced: a device sees the old tables, nothing, or the new
+/// ones.
+///
+/// Only if they are in another mode than ours will be, and the unit lacks CAP.ESRTPS, does translation go
+/// off for a moment (VT-d 6.6): such a unit should be asked for [`ModeWish::Legacy`] by a kernel whose
+/// predecessor used that, or its devices be kept quiet.
+///
+/// ```
+/// use iommu::PhysAddr;
+/// use iommu::arch::vtd::driver::{PreviousTables, VtdOptions};
+/// // A kernel that can read its predecessor's memory.
+/// let read = |_address: PhysAddr| -> Option<u64> { None };
+/// let options = VtdOptions { previous: PreviousTables::CopyUntilClaimed(&read), ..VtdOptions::default() };
+/// assert!(format!("{options:?}").contains("CopyUntilClaimed"));
+/// ```
+#[derive(Clone, Copy, Default)]
+pub enum PreviousTables<'a> {
+    /// A device that was not probed is blocked when the unit is enabled.
+    #[default]
+    Replace,
+    /// What a device could reach it can reach until it is attached for the first time, to whatever domain:
+    /// a disk controller may go on writing where the previous kernel had it write. Page tables and PASID
+    /// tables stay in that kernel's memory, which must not be used for anything else meanwhile.
+    ///
+    /// The function reads the aligned quadword at a physical address, wherever firmware or a table says,
+    /// and gives `None` for what is no memory of the previous kernel; what depends on it is then
+    /// blocked. It is called by [`init_with`] only.
+    CopyUntilClaimed(&'a dyn Fn(PhysAddr) -> Option<u64>),
+}
+
+impl fmt::Debug for PreviousTables<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Replace => "Replace",
+            Self::CopyUntilClaimed(_) => "CopyUntilClaimed",
+        })
+    }
 }
 
 /// As [`init`], with choices.
 ///
 /// # Errors
 /// As [`init`].
-pub fn init_with<P: Platform>(iommu: &Iommu<P>, dmar: &[u8], options: VtdOptions) -> Result<()> {
+pub fn init_with<P: Platform>(iommu: &Iommu<P>, dmar: &[u8], options: VtdOptions<'_>) -> Result<()> {
     let table = Dmar::parse(dmar)?;
     let platform = iommu.platform();
     let tables = Slab::new(platform.clone())?;

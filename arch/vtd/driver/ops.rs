@@ -4,6 +4,7 @@ use core::any::Any;
 
 use super::firmware::secondary_bus;
 use super::invalidation::iotlb_requests;
+use super::takeover::Takeover;
 use super::translation::RID_PASID;
 use super::unit::VtdUnit;
 use super::{queue, site};
@@ -149,8 +150,22 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
             Err(error) => return Err(error),
         }
         self.retry_fenced_devices()?;
-        self.unfence();
-        if let Err(error) = self.install_tables() {
+        let is_first = !self.shown.load(Ordering::SeqCst);
+        let blocked = is_first && self.takeover == Takeover::ThroughBlocked && self.registers.is_translating()?;
+        if blocked {
+            // What a previous kernel's tables left in caches may have our domain ids.
+            self.fence();
+        } else {
+            self.unfence();
+        }
+        let mut installed = self.install_tables();
+        if blocked && installed.is_ok() {
+            self.unfence();
+            if self.capabilities().caches_absent() {
+                installed = self.forget_everything();
+            }
+        }
+        if let Err(error) = installed {
             // What is still cached must not meet entries that were let through again.
             self.fence();
             return Err(error);

@@ -97,6 +97,19 @@ impl<P: Platform> VtdUnit<P> {
         self.in_order(site::DEVICE_WAIT, &[(site::DEVICE_ABSENT, of_device(ABSENT_ID, source))])
     }
 
+    /// Scalable mode, a context entry of a previous kernel made absent, with PASID entries that this one
+    /// has not read ("Changes to a scalable-mode context-table entry").
+    pub(super) fn forget_copied_context(&self, source: u16) -> Result<()> {
+        self.in_order(
+            site::COPIED_WAIT,
+            &[
+                (site::COPIED_CONTEXT, of_device(ABSENT_ID, source)),
+                (site::COPIED_PASID, Request::PasidCache(PasidScope::Global)),
+                (site::COPIED_IOTLB, Request::Iotlb(IotlbScope::Global, drain(self.capabilities()))),
+            ],
+        )
+    }
+
     /// Everything, under a new root table (6.6).
     pub(super) fn forget_everything(&self) -> Result<()> {
         let context = (site::TABLES_CONTEXT, Request::Context(ContextScope::Global));

@@ -80,6 +80,23 @@ impl<P: Platform> Directories<P> {
 }
 
 impl<P: Platform> VtdUnit<P> {
+    /// Makes the context entry absent that was copied for a requester, which has no directory of ours yet.
+    /// In legacy mode a copied entry is one like others. After an error it is absent, and told again
+    /// with the next attach.
+    pub(super) fn drop_copied(&self, requester: u16) -> Result<()> {
+        let Some(directories) = &*self.directories else { return Ok(()) };
+        let (None, Some(context)) = (directories.find(requester), self.tables.find(requester)) else {
+            return Ok(());
+        };
+        if context.read::<[u64; 2]>() == [0; 2] {
+            return Ok(());
+        }
+        context.withdraw::<ScalableContextEntry>();
+        self.forget_copied_context(requester)?;
+        context.clear();
+        Ok(())
+    }
+
     /// Makes the entry of a requester say `new`, or makes it absent; hitlessly, where hardware can see
     /// the old entry or the new one after each store.
     pub(super) fn change_pasid_entry(

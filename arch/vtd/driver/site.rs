@@ -105,6 +105,10 @@ sites! {
     DEVICE_IOTLB = "VT-d: IOTLB, of a device that is fenced or may use its TLB otherwise";
     DEVICE_WAIT = "VT-d: wait for the caches, of a device that is fenced or may use its TLB otherwise";
     DEVICE_ABSENT = "VT-d: context cache, of a device that may use its TLB otherwise";
+    COPIED_CONTEXT = "VT-d: context cache, of a previous kernel's context entry";
+    COPIED_PASID = "VT-d: PASID cache, of a previous kernel's context entry";
+    COPIED_IOTLB = "VT-d: IOTLB, of a previous kernel's context entry";
+    COPIED_WAIT = "VT-d: wait for the caches, of a previous kernel's context entry";
     TABLES_CONTEXT = "VT-d: context cache, all of it, under a new root table";
     TABLES_PASID = "VT-d: PASID cache, all of it, under a new root table";
     TABLES_IOTLB = "VT-d: IOTLB, all of it, under a new root table";

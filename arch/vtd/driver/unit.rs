@@ -16,6 +16,7 @@ use super::pasid::PasidDirectory;
 use super::queue::{Queue, QueueConfig};
 use super::registers::UnitRegisters;
 use super::scalable::Directories;
+use super::takeover::{Takeover, take_over};
 use super::translation::{ABSENT_ID, Cached, PASS_THROUGH_ID, RID_PASID, Translation};
 use super::{ModeWish, VtdOptions};
 use crate::addr::PhysAddr;
@@ -50,6 +51,8 @@ pub struct VtdUnit<P: Platform> {
     pub(super) directories: ManuallyDrop<Option<Directories<P>>>,
     /// Whether the unit was given the tables, and may have cached something of them.
     pub(super) shown: AtomicBool,
+    /// What the tables follow when they are shown first.
+    pub(super) takeover: Takeover,
     pub(super) ids: IdBitmap<P>,
     pub(super) domains: Domains<P>,
     /// What hardware may still use after an invalidation failed: released when the unit is reset.
@@ -84,7 +87,7 @@ impl<P: Platform> VtdUnit<P> {
         base: PhysAddr,
         segment: u16,
         firmware: Ref<Firmware<P>>,
-        options: VtdOptions,
+        options: VtdOptions<'_>,
     ) -> Result<Self> {
         let registers = UnitRegisters::map(platform.clone(), base)?;
         let capabilities = *registers.capabilities();
@@ -114,6 +117,7 @@ impl<P: Platform> VtdUnit<P> {
             _ => None,
         };
         let domains = Domains::new(&platform)?;
+        let takeover = take_over(&registers, options.previous, &tables, &ids)?;
         let faults = FaultLog::new();
         // The table belongs to whoever left it on, and its memory may be in use for something else.
         registers.disable_interrupt_remapping()?;
@@ -124,6 +128,7 @@ impl<P: Platform> VtdUnit<P> {
             tables: ManuallyDrop::new(tables),
             directories: ManuallyDrop::new(directories),
             shown: AtomicBool::new(false),
+            takeover,
             domains,
             platform,
             base,
@@ -215,6 +220,7 @@ impl<P: Platform> VtdUnit<P> {
     /// Blocks a requester that went through `old`.
     pub(super) fn set_blocked(&self, unit: &Unit, requester: &Requester, old: &Domain) -> Result<()> {
         let source = requester.source.id() as u16;
+        self.drop_copied(source)?;
         // Without an entry it was never let through.
         let Some(found) = self.find(source) else { return Ok(()) };
         let old_tlb = self.device_tlb(unit, requester, old);
@@ -233,6 +239,7 @@ impl<P: Platform> VtdUnit<P> {
         let Some(directories) = &*self.directories else {
             return self.tables.find_or_make(requester.source.id() as u16).map(Found::Legacy);
         };
+        self.drop_copied(requester.source.id() as u16)?;
         let found = Found::Scalable(directories.find_or_make(requester, &self.tables)?);
         self.permit_device_tlb(requester, self.cached(&found))?;
         Ok(found)
