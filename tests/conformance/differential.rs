@@ -1,12 +1,11 @@
-//! The same random operations on the model and on QEMU: the same data, the same results, the same
-//! faults. Where QEMU does otherwise than the specification, the quirk has a name.
+//! The same random operations on the model and on QEMU, or on two models that differ in what must not
+//! matter: the same data, the same results, the same faults. Where QEMU does otherwise than the
+//! specification, the quirk has a name.
 
 use std::time::Duration;
 
 use iommu::{Access as FaultAccess, Domain, FaultRecord, Iova, IovaRange, Prot};
-use iommu_harness::{
-    Access, Buffer, Machine, ModelOptions, ModelX86, QemuQuirks, QemuX86, TestResult, VtdOptions, X86Options,
-};
+use iommu_harness::{Access, Buffer, Machine, Node, QemuQuirks, TestResult};
 
 use crate::rig::{Rig, phys, range};
 
@@ -221,27 +220,29 @@ impl Dice {
     }
 }
 
-/// One run.
-pub(crate) fn run(vtd: VtdOptions, seed: u64) -> TestResult {
-    let options = DEVICES.iter().fold(X86Options::new().vtd(vtd), |options, name| options.edu(name));
-    let theirs = QemuX86::start(&options)?;
-    let ours = ModelX86::with(&options, &ModelOptions::new().seed(seed))?;
-    let quirks = *theirs.quirks().expect("QEMU has quirks");
-    let (model, qemu) = (Side::new(&ours)?, Side::new(&theirs)?);
-    for (mine, other) in model.buffers.iter().zip(&qemu.buffers) {
+/// The devices of a run.
+pub(crate) fn devices() -> Vec<Node> {
+    DEVICES.iter().map(|name| Node::edu(name)).collect()
+}
+
+/// One run: the operations of a seed on a model and on another machine with the same kind of domains.
+pub(crate) fn run(ours: &dyn Machine, theirs: &dyn Machine, seed: u64) -> TestResult {
+    let quirks = theirs.quirks();
+    let (model, other_side) = (Side::new(ours)?, Side::new(theirs)?);
+    for (mine, other) in model.buffers.iter().zip(&other_side.buffers) {
         assert_eq!(mine.phys(), other.phys(), "the two machines have the same memory");
     }
     let mut dice = Dice(seed);
     let mut faults = 0;
     for number in 0..OPERATIONS {
         let operation = dice.operation();
-        let (mine, other) = (model.perform(operation)?, qemu.perform(operation)?);
+        let (mine, other) = (model.perform(operation)?, other_side.perform(operation)?);
         let what = format!("operation {number}, {operation:x?}");
         assert_eq!(mine.result, other.result, "{what}");
-        assert!(mine.read == other.read, "{what}: {:x?} on the model, {:x?} on QEMU", mine.read, other.read);
-        compare_faults(&what, &model, &quirks, &mine.faults, &other.faults);
+        assert!(mine.read == other.read, "{what}: {:x?} on the model, {:x?} on the other", mine.read, other.read);
+        compare_faults(&what, &model, quirks, &mine.faults, &other.faults);
         faults += mine.faults.len();
-        for (index, (mine, other)) in model.buffers.iter().zip(&qemu.buffers).enumerate() {
+        for (index, (mine, other)) in model.buffers.iter().zip(&other_side.buffers).enumerate() {
             assert!(same(mine, other), "{what}: buffer {index} differs");
         }
     }
@@ -260,8 +261,12 @@ fn same(one: &Buffer, other: &Buffer) -> bool {
     })
 }
 
-/// The model's faults and QEMU's are the same, but for what the quirks explain.
-fn compare_faults(what: &str, model: &Side<'_>, quirks: &QemuQuirks, mine: &[Fault], theirs: &[Fault]) {
+/// The model's faults and those of the other machine are the same, but for what its quirks explain.
+fn compare_faults(what: &str, model: &Side<'_>, quirks: Option<&QemuQuirks>, mine: &[Fault], theirs: &[Fault]) {
+    let Some(quirks) = quirks else {
+        assert_eq!(mine, theirs, "{what}: faults of the two models");
+        return;
+    };
     // A page that is mapped faults for its permissions, so a translation of it may be cached.
     let dropped = |fault: &Fault| {
         let mapped = fault.iova.is_some_and(|iova| model.is_mapped(fault.source, iova));

@@ -159,9 +159,15 @@ fn main() {
     for configuration in ats_configurations() {
         ATS_CASES.iter().for_each(|case| add(&mut suite, &configuration, case));
     }
-    for Configuration { name, vtd, .. } in qemu_configurations() {
+    for other in qemu_configurations().into_iter().chain(odd_configurations()) {
         for seed in 1..=2 {
-            suite.test(format!("differential::{name}::seed_{seed}"), move || differential::run(vtd, seed));
+            let other = other.clone();
+            suite.test(format!("differential::{}::seed_{seed}", other.name), move || {
+                let plain = Configuration::model("plain", other.vtd, ModelOptions::new().seed(seed));
+                let ours = plain.start(differential::devices())?;
+                let theirs = other.start(differential::devices())?;
+                differential::run(&*ours, &*theirs, seed)
+            });
         }
     }
     suite.run()
@@ -218,6 +224,34 @@ fn model_configurations() -> Vec<Configuration> {
         model("model-everything", first_stage, everything.pasid_bits(20).seed(17)),
         model("model-five-levels", five_levels, new().with_cap(Cap::FS5LP).with_ecap(Ecap::SMPWCS).seed(18)),
     ]
+}
+
+/// Units that differ from the plain one in what a driver must know and a device must not notice.
+fn odd_configurations() -> Vec<Configuration> {
+    let normal = VtdOptions::default();
+    let new = || ModelOptions::new().seed(30);
+    let legacy = [
+        ("model-coherent", new().with_ecap(Ecap::C)),
+        ("model-write-buffers", new().with_cap(Cap::RWBF)),
+        ("model-caching-mode", new().with_cap(Cap::CM)),
+        ("model-no-page-selective", new().without_cap(Cap::PSI)),
+        ("model-one-page-at-a-time", new().max_address_mask(0)),
+    ];
+    let scalable = [
+        ("model-scalable-coherent", new().with_ecap(Ecap::C | Ecap::SMPWCS)),
+        ("model-scalable-caching-mode", new().with_cap(Cap::CM)),
+        ("model-scalable-no-page-selective", new().without_cap(Cap::PSI)),
+    ];
+    let first_stage = [
+        ("model-first-stage-coherent", new().with_ecap(Ecap::C | Ecap::SMPWCS)),
+        ("model-first-stage-caching-mode", new().with_cap(Cap::CM)),
+        ("model-first-stage-no-page-selective", new().without_cap(Cap::PSI)),
+    ];
+    let of = |vtd: VtdOptions| move |(name, model)| Configuration::model(name, vtd, model);
+    let legacy = legacy.into_iter().map(of(normal));
+    let scalable = scalable.into_iter().map(of(VtdOptions { scalable: true, ..normal }));
+    let first_stage = first_stage.into_iter().map(of(VtdOptions { first_stage: true, ..normal }));
+    legacy.chain(scalable).chain(first_stage).collect()
 }
 
 /// Units that serve device TLBs.
