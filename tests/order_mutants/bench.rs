@@ -142,6 +142,10 @@ impl Bench {
         &self.0.unit
     }
 
+    pub(crate) fn memory(&self) -> &ObservedMemory {
+        &self.0.memory
+    }
+
     pub(crate) fn frames_in_use(&self) -> usize {
         self.0.pool.in_use()
     }
@@ -180,6 +184,14 @@ impl Bench {
             }
             self.0.shared.ask(self.unit());
         }
+        self.verdict()
+    }
+
+    /// One request of a device, before the unit does anything more, goes to `place`.
+    pub(crate) fn once(&self, source: u16, address: u64, write: bool, place: Option<u64>) -> Verdict {
+        self.watch_access(source, address, write, &[place]);
+        self.0.memory.told();
+        self.0.shared.ask(self.unit());
         self.verdict()
     }
 

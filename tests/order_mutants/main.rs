@@ -53,6 +53,7 @@ fn runs() -> impl Iterator<Item = (&'static Scenario, UnitKind, u64)> {
 
 const NO_PASIDS: &str = "no request has a PASID yet, and the first entry is ordered by the context entry above it";
 const TABLE_28: &str = "6.5.3.3, Table 28 asks for it; this driver leaves nothing cached under the number";
+const NO_EXCHANGE: &str = "no scenario puts a device with a TLB in the place of one without";
 const EMULATIONS: &str = "emulations need it, the specification does not";
 
 /// What no scenario can miss, and why it is there all the same.
@@ -66,6 +67,7 @@ const EXPLAINED: &[(&str, &str)] = &[
     ("VT-d: IOTLB, of a PASID entry made present", TABLE_28),
     ("VT-d: PASID cache, of a device that is fenced or may use its TLB otherwise", TABLE_28),
     ("VT-d: IOTLB, of a device that is fenced or may use its TLB otherwise", TABLE_28),
+    ("VT-d: context cache, of a device that may use its TLB otherwise", NO_EXCHANGE),
     ("VT-d: context cache, of a PASID entry that was pass-through", EMULATIONS),
     ("VT-d: PASID cache, as it is now, of a PASID entry made present", EMULATIONS),
 ];

@@ -6,10 +6,12 @@ use iommu::arch::vtd::layout::{Cap, Ecap};
 use iommu::device::Trust;
 use iommu::domain::{DirtyBitmap, DirtyRead, DirtyTracking, DomainOptions};
 use iommu::ops::{DomainFeatures, Stage};
-use iommu::pgtable::PageSize;
+use iommu::pgtable::{AccessedDirty, Config, PageSize, PageSizes, PageTable, SecondStage, TableList, WalkerCoherency};
 use iommu::{
     AtsPolicy, BootPolicy, Device, Domain, DomainKind, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot,
 };
+
+use iommu_harness::observed::Reader;
 
 use crate::bench::{ATS, BASE, Bench, Convicted, FIRST, SECOND, Verdict, WideStores};
 use crate::queue;
@@ -100,6 +102,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "second kernel without devices", units: ALL, run: second_kernel_without_devices },
     Scenario { name: "stages", units: SCALABLE, run: stages },
     Scenario { name: "dirty tracking", units: &[UnitKind::Scalable, UnitKind::ScalableNarrow], run: dirty },
+    Scenario { name: "dirty pages of a table alone", units: &[UnitKind::NonCoherent], run: dirty_table },
     Scenario { name: "device TLB", units: ALL, run: device_tlb },
     Scenario { name: "device TLB, dirty pages", units: &[UnitKind::Scalable], run: device_tlb_dirty },
     Scenario { name: "a device TLB that does not answer", units: ALL, run: device_tlb_deaf },
@@ -641,6 +644,9 @@ fn dirty(bench: &Bench) -> Verdict {
     // Cached without a record, also while it is turned on.
     write(0)?;
     domain.set_dirty_tracking(DirtyTracking::On)?;
+    bench.once(FIRST, AT, true, Some(0x1000_0000))?;
+    bench.watch_nothing();
+    read(0b1, "at once after the record was turned on")?;
     write(0)?;
     write(0x2000)?;
     bench.watch_nothing();
@@ -709,7 +715,7 @@ fn device_tlb_dirty(bench: &Bench) -> Verdict {
     bench.settled_access(ATS, AT, true, Some(0x1000_0000))?;
     domain.set_dirty_tracking(DirtyTracking::On)?;
     for _round in 0..2 {
-        bench.settled_access(ATS, AT, true, Some(0x1000_0000))?;
+        bench.once(ATS, AT, true, Some(0x1000_0000))?;
         bench.watch_nothing();
         let mut words = [0];
         let mut bitmap = DirtyBitmap::new(&mut words, Iova::new(AT), PageSize::SIZE_4K)?;
@@ -750,5 +756,36 @@ fn device_tlb_deaf(bench: &Bench) -> Verdict {
     bench.watch_nothing();
     world.iommu.detach_device(&other, &world.device)?;
     drop((domain, other, device, world));
+    bench.verdict()
+}
+
+/// Hardware that sets dirty bits without snooping: what it finds cleared it sets again.
+fn dirty_table(bench: &Bench) -> Verdict {
+    const DIRTY: u64 = 1 << 9;
+    let config = Config { walker: WalkerCoherency::NeedsClean, ..Config::new::<SecondStage>(3) };
+    let table = PageTable::new(bench.clone(), SecondStage { accessed_dirty: AccessedDirty::Hardware }, config)?;
+    let page = range(0x5000, 0x1000);
+    let mut stray = TableList::new();
+    // SAFETY: one thread, and no device but what follows.
+    unsafe { table.map(page, PhysAddr::new(0x1000_0000), Prot::RW, PageSizes::ALL, &mut stray) }
+        .map_err(|failed| failed.error)?;
+    let read = |at| bench.memory().read(PhysAddr::new(at), Reader::ReadsMemory).unwrap();
+    let address = |entry: u64| entry & 0x000f_ffff_ffff_f000;
+    let leaf = address(read(address(read(table.root().as_u64())))) + 5 * 8;
+    for _round in 0..2 {
+        let clean = read(leaf);
+        if clean & DIRTY != 0 {
+            return Err(Convicted("a page that was read is dirty still: hardware would not record a write".into()));
+        }
+        if bench.memory().compare_exchange(PhysAddr::new(leaf), clean, clean | DIRTY) != Some(true) {
+            return Err(Convicted("memory and caches differ".into()));
+        }
+        let mut dirty = 0;
+        table.read_dirty(page, DirtyRead::Clear, &mut |_| dirty += 1)?;
+        if dirty != 1 {
+            return Err(Convicted("a write is lost".into()));
+        }
+    }
+    drop(table);
     bench.verdict()
 }

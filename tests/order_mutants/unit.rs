@@ -1,6 +1,7 @@
 //! The device half on observed memory.
 
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use iommu::arch::vtd::device::{
@@ -9,7 +10,7 @@ use iommu::arch::vtd::device::{
 };
 use iommu::arch::vtd::layout::FaultReason;
 use iommu::arch::vtd::layout::descriptors::{DevicePasids, DeviceRange, Drain};
-use iommu::arch::vtd::layout::registers::{Global, offset};
+use iommu::arch::vtd::layout::registers::{FaultStatus, Global, offset};
 use iommu::bus::AddressType;
 use iommu::ops::Msi;
 use iommu::platform::{Hosted, Instant, NoRegisters, Platform, Registers};
@@ -19,6 +20,9 @@ use iommu_harness::{FramePool, GuestRam, ObservedMemory};
 
 use crate::bench::{Setup, lock};
 
+/// Steps that a status write may take.
+const STATUS_TURNS: u64 = 16;
+const SLOWEST_TURNS: u64 = 512;
 /// Frames for the unit's caches.
 const CACHE_BYTES: u64 = 1 << 20;
 
@@ -28,6 +32,9 @@ pub(crate) struct Unit {
     /// GCMD, as written last: what is not in GSTS yet is pending.
     command: Mutex<u32>,
     complaints: Mutex<Vec<String>>,
+    turns: AtomicU64,
+    /// Whether the unit says which device did not answer: older ones do not.
+    names_devices: bool,
 }
 
 impl Unit {
@@ -45,7 +52,13 @@ impl Unit {
         };
         let choices = Choices { random: Mutex::new(setup.seed), retention: setup.retention };
         let device = VtdDevice::with_chooser(frames, host, config, choices).unwrap();
-        Self { device, command: Mutex::new(0), complaints: Mutex::default() }
+        Self {
+            device,
+            command: Mutex::new(0),
+            complaints: Mutex::default(),
+            turns: AtomicU64::new(0),
+            names_devices: setup.seed & 1 == 0,
+        }
     }
 
     pub(crate) fn read(&self, at: usize) -> u32 {
@@ -57,6 +70,9 @@ impl Unit {
     }
 
     pub(crate) fn read64(&self, at: usize) -> u64 {
+        if at == offset::IQERCD && !self.names_devices {
+            return 0;
+        }
         self.device.read64(at)
     }
 
@@ -103,8 +119,13 @@ impl Unit {
 
     /// Does one thing; `false` when there is nothing to do.
     pub(crate) fn step(&self) -> bool {
-        let delivered = self.device.host().deliver();
-        !matches!(self.device.step(), Step::Idle | Step::Busy) || delivered
+        let acted = !matches!(self.device.step(), Step::Idle | Step::Busy);
+        // A status write takes a while, but gets there.
+        let turn = self.turns.fetch_add(1, Ordering::Relaxed);
+        // The slowest is one that is overtaken by an error.
+        let stands = self.device.read32(offset::FSTS) & FaultStatus::QUEUE.bits() != 0;
+        let waits = if stands { SLOWEST_TURNS } else { STATUS_TURNS };
+        if (acted || stands) && !turn.is_multiple_of(waits) { acted } else { self.device.host().deliver() || acted }
     }
 
     /// Where a device's request goes, if it is let through. The access is on its way from then on.

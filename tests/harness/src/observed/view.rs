@@ -18,7 +18,7 @@ use crate::frames::POISON;
 
 const FRAME: u64 = 4096;
 const LINE: u64 = 64;
-/// Versions of one word that are kept. Beyond it the second oldest goes: the adversary has less choice.
+/// Versions of one word that are kept. Beyond it one in between goes: the adversary has less choice.
 const MAX_VERSIONS: usize = 16;
 
 /// What is in a frame that was freed, or not yet written by its new owner.
@@ -58,9 +58,11 @@ impl Word {
         self.seen -= dead;
         self.in_memory -= dead;
         if self.versions.len() >= MAX_VERSIONS {
-            self.versions.remove(1);
-            // What pointed to it points to the next newer one.
-            for floor in [&mut self.seen, &mut self.in_memory].into_iter().filter(|floor| **floor > 1) {
+            // What readers may see at the oldest stays.
+            let spare = (1..self.versions.len()).find(|index| ![self.seen, self.in_memory].contains(index));
+            let spare = spare.unwrap_or(1);
+            self.versions.remove(spare);
+            for floor in [&mut self.seen, &mut self.in_memory].into_iter().filter(|floor| **floor > spare) {
                 *floor -= 1;
             }
         }
