@@ -377,7 +377,7 @@ fn a_cautious_kernel_gets_legacy_mode() {
     let machine = Machine::new();
     machine.hardware().ecap = SCALABLE;
     let iommu = Iommu::new(machine.clone(), Policy::default()).unwrap();
-    vtd::init_with(&iommu, &dmar(), VtdOptions { mode: ModeWish::Legacy }).unwrap();
+    vtd::init_with(&iommu, &dmar(), VtdOptions { mode: ModeWish::Legacy, ..VtdOptions::default() }).unwrap();
     let device = iommu.probe_pci(&OneFunction, FUNCTION, Trust::Trusted).unwrap();
     iommu.enable().unwrap();
     assert_eq!(TableMode::of_root_table_address(machine.hardware().root), Some(TableMode::Legacy));

@@ -217,7 +217,7 @@ fn what_cannot_be_read_or_makes_no_sense_blocks() {
                 1 => Some(spoiled.get()),
                 _ => previous
                     .read(address)
-                    .map(|word| word ^ (u64::from(spoiled.get() % 5 == 0) << (spoiled.get() >> 58))),
+                    .map(|word| word ^ (u64::from(spoiled.get().is_multiple_of(5)) << (spoiled.get() >> 58))),
             }
         };
         seed = seed.wrapping_add(0x1234_5678_9abc_def1);
