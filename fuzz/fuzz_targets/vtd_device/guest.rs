@@ -165,13 +165,18 @@ impl Host for Guest {
 
 /// A word that is likely to be in a table.
 pub fn slot(input: &mut Input<'_>) -> u64 {
-    let page = u64::from(input.u8()) % PAGES;
-    let index = match input.u8() {
-        kind @ 0..128 => u64::from(kind & 31),
-        128..192 => 0,
-        _ => u64::from(input.u16() & 511),
-    };
-    page << 12 | index << 3
+    let page = u64::from(input.u8()) % PAGES << 12;
+    match input.u8() {
+        // The first of each table, which most walks go through.
+        0..64 => page,
+        kind @ 64..128 => page | u64::from(kind & 31) << 3,
+        // Entries of the second stage for tables of the first; other entries of a PASID.
+        kind @ 128..160 => 0xc080 | u64::from(kind & 7) << 3,
+        kind @ 160..192 => 0x7000 | u64::from(kind & 31) << 3,
+        // Contexts of the other sources.
+        kind @ 192..208 => [0x2100, 0x2900, 0x4200, 0x5200][usize::from(kind & 3)] | u64::from(kind >> 2 & 1) << 3,
+        _ => page | u64::from(input.u16() & 511) << 3,
+    }
 }
 
 /// A value that is likely to be in an entry, or near the one that is there.
@@ -185,7 +190,11 @@ pub fn value(input: &mut Input<'_>, present: u64) -> u64 {
         160..176 => 0,
         176..192 => u64::from(input.u8()) << 21 | u64::from(input.u16() & 0xfff) | 0x80,
         192..200 => 0xfee0_0000 | page(input) | 0x67,
-        200..216 => present & !3,
+        200..208 => present & !3,
+        208..216 => present & !1 | 2,
+        216..224 => present & !2 | 1,
+        // Neither accessed nor dirty.
+        224..232 => present & !0x760,
         _ => input.u64(),
     }
 }

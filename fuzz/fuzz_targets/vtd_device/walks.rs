@@ -41,6 +41,9 @@ pub fn run(input: &mut Input<'_>) {
         let found = cache.0.len();
         compare(&guest, &config, root, &asked, &mut cache);
         assert!(cache.0.len() <= found, "a walk that began further down inserted more");
+        // It holds for others as well.
+        let other = Asked { supervisor: !asked.supervisor, wants: Wants::Learn(true), ..asked };
+        compare(&guest, &config, root, &other, &mut cache);
         if input.u8() & 3 == 0 {
             guest.change(input);
             guest.lock().accesses = 0;
