@@ -537,3 +537,44 @@ fn dirty_pages_are_not_recorded_while_a_device_may_write_without_a_trace() {
     assert!(matches!(refreshed, Err(Error::Invalidation { .. })), "{refreshed:?}");
     assert!(!world.scalable_context(A).is_present());
 }
+
+#[test]
+fn in_scalable_mode_too_a_fenced_device_that_is_replaced_begins_anew() {
+    let world = World::with(SCALABLE, 0x25, &[]);
+    let devices = [A, B].map(|function| world.probe(function));
+    world.iommu.enable().unwrap();
+    let domain = world.iommu.paging_domain(&[&devices[0], &devices[1]]).unwrap();
+    devices.iter().for_each(|device| world.iommu.attach_device(&domain, device).unwrap());
+    world.machine.hardware().deaf = vec![A.requester_id()];
+    unmap(&domain, map(&domain, 0x5000, 0x1000)).unwrap_err();
+    let plugged = world.space.0.lock().unwrap().remove(&A.requester_id()).unwrap();
+    world.iommu.release_device(&devices[0]).unwrap();
+    domain.flush_deferred().unwrap();
+    world.machine.hardware().deaf.clear();
+    world.space.0.lock().unwrap().insert(A.requester_id(), plugged);
+    let device = world.probe(A);
+    assert!(world.scalable_context(A).is_present() && device.ats_enabled());
+}
+
+#[test]
+fn a_device_that_was_fenced_as_it_left_a_domain_can_be_replaced() {
+    for ecap in [ECAP, SCALABLE] {
+        let world = World::with(ecap, 0x25, &[]);
+        let device = world.probe(A);
+        world.iommu.enable().unwrap();
+        let domain = world.iommu.paging_domain(&[&device]).unwrap();
+        world.machine.hardware().deaf = vec![A.requester_id()];
+        world.iommu.attach_device(&domain, &device).unwrap_err();
+        let plugged = world.space.0.lock().unwrap().remove(&A.requester_id()).unwrap();
+        world.iommu.release_device(&device).unwrap();
+        world.machine.hardware().deaf.clear();
+        world.space.0.lock().unwrap().insert(A.requester_id(), plugged);
+        let device = world.probe(A);
+        world.iommu.attach_device(&domain, &device).unwrap();
+        let is_present = match ecap {
+            SCALABLE => world.scalable_context(A).is_present(),
+            _ => world.context(A).is_present(),
+        };
+        assert!(is_present && device.ats_enabled());
+    }
+}

@@ -130,14 +130,8 @@ impl<P: Platform> VtdUnit<P> {
     /// Has a device drop everything, after its entry was changed and the IOTLB told (6.5.3.3).
     pub(super) fn empty_device_tlb(&self, requester: &Requester) -> Result<()> {
         let source = requester.source.id() as u16;
-        let Some(ats) = requester.ats else {
-            // It is gone, with all it held; another may come in its place.
-            self.forget_fenced_device(source);
-            return Ok(());
-        };
-        if !self.asks_devices() {
-            return Ok(());
-        }
+        // Without one it is gone, with all it held.
+        let Some(ats) = requester.ats.filter(|_| self.asks_devices()) else { return Ok(()) };
         self.refuse_fenced_device(source)?;
         let everything = self.device_request(source, ats, DeviceRange::ALL);
         self.in_order(site::WITHDRAW_DEVICE_WAIT, &[(site::WITHDRAW_DEVICE, everything)])
@@ -225,6 +219,20 @@ impl<P: Platform> VtdUnit<P> {
             }
         }
         Ok(())
+    }
+
+    /// After a device that is gone was blocked: another may come in its place.
+    pub(super) fn forget_gone_device(&self, source: u16) {
+        if !self.is_fenced_device(source) {
+            return;
+        }
+        self.forget_fenced_device(source);
+        // In scalable mode the entry stays when a device is blocked; the next one gets a new one.
+        if let Some(context) = self.tables.find(source)
+            && context.withdraw::<[u64; 2]>().is_some()
+        {
+            context.clear();
+        }
     }
 
     fn note_fenced_device(&self, source: u16, ats: Ats) -> Option<()> {

@@ -225,7 +225,11 @@ impl<P: Platform> VtdUnit<P> {
         let Some(found) = self.find(source) else { return Ok(()) };
         let old_tlb = self.device_tlb(unit, requester, old);
         let changed = self.change(&found, source, None);
-        self.leave(unit, requester, old, &changed, old_tlb)
+        let left = self.leave(unit, requester, old, &changed, old_tlb);
+        if requester.ats.is_none() {
+            self.forget_gone_device(source);
+        }
+        left
     }
 
     fn find(&self, requester: u16) -> Option<Found<'_, P>> {
