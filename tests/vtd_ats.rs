@@ -578,3 +578,25 @@ fn a_device_that_was_fenced_as_it_left_a_domain_can_be_replaced() {
         assert!(is_present && device.ats_enabled());
     }
 }
+
+#[test]
+fn a_number_that_another_domain_has_by_now_changes_none_of_its_entries() {
+    // Sixteen domain ids.
+    let world = World::on(CAP & !7, SCALABLE, 0x25, &[]);
+    let device = world.probe(A);
+    world.iommu.enable().unwrap();
+    let wish = DomainOptions { features: DomainFeatures::DIRTY_TRACKING, ..DomainOptions::default() };
+    let new = || {
+        let domain = world.iommu.paging_domain_with(&[&device], wish).unwrap();
+        world.iommu.replace(&domain, device.group().unwrap()).unwrap();
+        (domain, world.scalable_id(A))
+    };
+    let (left, id) = new();
+    let heir = (0..16).map(|_| new()).find(|(_, of)| *of == id).unwrap().0;
+    heir.set_dirty_tracking(DirtyTracking::On).unwrap();
+    let (unit, tag) = (device.unit().unwrap(), CacheTag { id: id as u32, pasid: None, device: None });
+    // Whoever changes the features of a domain may have read its tags before it left.
+    unit.refresh(unit, tag, &left).unwrap();
+    let entry = word(word(world.scalable_context(A).directory().as_u64()) & !0xfff);
+    assert_ne!(entry & 1 << 9, 0, "SSADE");
+}

@@ -3,7 +3,7 @@
 use super::capabilities::Capabilities;
 use super::translation::{PASS_THROUGH_ID, Path, RID_PASID, Translation};
 use super::unit::VtdUnit;
-use crate::addr::{Iova, IovaRange, PhysRange};
+use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};
 use crate::arch::vtd::layout::registers::TableMode;
 use crate::arch::vtd::layout::scalable::FirstStageLevels;
 use crate::arch::vtd::layout::{AddressWidth, Cap, DomainId, Ecap};
@@ -48,6 +48,14 @@ fn path<P: Platform>(domain: &VtdDomain<P>) -> Option<(Path, u8)> {
         Stage::Second => Path::SecondStage { table, width: AddressWidth::from_levels(u32::from(levels))? },
     };
     Some((path, width(stage, levels)))
+}
+
+/// The top table of a domain of this backend.
+pub(super) fn table_of<P: Platform>(domain: &Domain) -> Option<PhysAddr> {
+    Some(match Paging::<P>::of(domain)? {
+        Paging::First(domain) => domain.table().root(),
+        Paging::Second(domain) => domain.table().root(),
+    })
 }
 
 fn first_stage_levels(levels: u8) -> Option<FirstStageLevels> {

@@ -2,6 +2,7 @@
 //! without PASID (VT-d 3.4.3).
 
 use super::context::ContextTables;
+use super::domains::table_of;
 use super::pasid::{Invalidate, PasidDirectory, PasidSlot, Passage};
 use super::site;
 use super::translation::{Cached, RID_PASID, Translation, with_features};
@@ -170,11 +171,12 @@ impl<P: Platform> VtdUnit<P> {
         let Some(directories) = &*self.directories else { return Ok(()) };
         // The switch was thrown: whoever attaches from now on sees it.
         fence(Ordering::SeqCst);
-        let features = domain.ops().features();
+        let (features, table) = (domain.ops().features(), table_of::<P>(domain));
         let mut cached = None;
         directories.each(|slot| {
             let old: PasidEntry = slot.read();
-            if !old.is_present() || Cached::of_pasid_entry(old).tag() != Some(tag) {
+            // The number alone may be another domain's, if this one has left the unit meanwhile.
+            if !old.is_present() || Cached::of_pasid_entry(old).tag() != Some(tag) || old.table() != table {
                 return;
             }
             let new = with_features(old, features);

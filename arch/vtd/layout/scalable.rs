@@ -380,6 +380,15 @@ impl PasidEntry {
         }
     }
 
+    /// The table that addresses of requests go through first; `None` if they pass.
+    pub const fn table(self) -> Option<PhysAddr> {
+        match self.translation() {
+            Some(PasidTranslation::FirstStage | PasidTranslation::Nested) => Some(self.first_stage_table()),
+            Some(PasidTranslation::SecondStage) => Some(self.second_stage_table()),
+            Some(PasidTranslation::PassThrough) | None => None,
+        }
+    }
+
     /// SSPTPTR: the top second-stage table.
     pub const fn second_stage_table(self) -> PhysAddr {
         PhysAddr::new(self.word(0) & ADDRESS)
