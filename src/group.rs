@@ -39,6 +39,8 @@ pub(crate) struct GroupState {
     pub(crate) changing: bool,
     /// The domain that the group is attached to now.
     pub(crate) domain: Domain,
+    /// Whether hardware has failed amid a change, so that some of its devices may be blocked instead.
+    pub(crate) in_doubt: bool,
     /// The domain that it goes back to.
     pub(crate) default: Domain,
     /// Drivers that use the default domain.

@@ -349,6 +349,35 @@ fn a_fenced_device_stays_blocked_wherever_it_is_moved() {
 }
 
 #[test]
+fn a_domain_that_a_device_could_not_leave_can_be_attached_again() {
+    let (world, devices, domain) = World::two();
+    let group = devices[0].group().unwrap();
+    let (entry, default) = (world.context(A), world.iommu.default_domain_of(group));
+    let elsewhere = world.iommu.paging_domain(&[&devices[0]]).unwrap();
+    let fail = |from: &Domain| {
+        world.machine.hardware().deaf = vec![A.requester_id()];
+        world.iommu.replace(&elsewhere, group).unwrap_err();
+        assert!(world.iommu.domain_of(group).ptr_eq(from) && !world.context(A).is_present());
+        world.machine.hardware().deaf.clear();
+        world.iommu.resume().unwrap();
+        assert!(!world.context(A).is_present());
+    };
+    fail(&domain);
+    world.iommu.attach_device(&domain, &devices[0]).unwrap();
+    assert_eq!(world.context(A), entry);
+    world.executed();
+    unmap(&domain, map(&domain, 0x5000, 0x1000)).unwrap();
+    assert!(world.executed().contains(&PAGE_OF_A));
+    world.iommu.detach_device(&domain, &devices[0]).unwrap();
+    fail(&default);
+    world.iommu.use_default_domain(&devices[0]).unwrap();
+    assert!(world.context(A).is_present() && devices[0].ats_enabled());
+    let World { machine, iommu, space: _ } = world;
+    drop((iommu, devices, domain, default, elsewhere));
+    assert_eq!(machine.frames_in_use(), 0);
+}
+
+#[test]
 fn a_fenced_device_that_is_replaced_begins_anew() {
     let (world, devices, domain) = World::two();
     world.machine.hardware().deaf = vec![A.requester_id()];

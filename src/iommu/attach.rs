@@ -50,7 +50,8 @@ impl<P: Platform> Iommu<P> {
     /// [`BusyReason::Attached`] when the group has another domain: [`replace`](Self::replace) takes
     /// it anyway. [`Error::Incompatible`] when the domain does not fit a device, for instance a
     /// blocked one for a device with a direct region. After any error every device has the domain it
-    /// had before, or, if the hardware failed, is blocked.
+    /// had before, or, if the hardware failed, is blocked; then attaching the same domain anew is an
+    /// action.
     #[doc(alias = "iommu_attach_group")]
     pub fn attach_group(&self, domain: &Domain, group: &Group) -> Result<()> {
         self.claim(group)?.attach(domain)
@@ -164,6 +165,9 @@ impl<P: Platform> Claim<'_, P> {
         if self.iommu.members(self.group).next().is_none() {
             return Err(Error::NoDevice);
         }
+        if self.read(|state| state.in_doubt) {
+            self.block_all();
+        }
         let old = self.read(|state| state.domain.clone());
         if old.ptr_eq(domain) {
             return Ok(());
@@ -206,6 +210,8 @@ impl<P: Platform> Claim<'_, P> {
                     lets_through = &self.iommu.blocked;
                 }
             }
+            let in_doubt = !lets_through.ptr_eq(old);
+            self.write(|state| state.in_doubt |= in_doubt);
         }
         if uses_device_tlbs(lets_through) {
             self.members(newcomer).for_each(|device| self.turn_on(&device));
@@ -215,10 +221,17 @@ impl<P: Platform> Claim<'_, P> {
 
     /// As [`switch`](Self::switch); devices that cannot be moved are blocked. Cannot fail.
     pub(super) fn switch_or_block(&self, domain: &Domain) {
-        if self.switch(domain).is_ok() {
-            return;
+        if self.switch(domain).is_err() {
+            self.block_all();
         }
-        let old = self.write(|state| core::mem::replace(&mut state.domain, self.iommu.blocked.clone()));
+    }
+
+    /// Blocks every device of the group, whatever hardware did before.
+    fn block_all(&self) {
+        let old = self.write(|state| {
+            state.in_doubt = false;
+            core::mem::replace(&mut state.domain, self.iommu.blocked.clone())
+        });
         self.members(None).for_each(|device| self.turn_off(&device));
         for (device, source) in self.sources(None) {
             if let Ok(DeviceIommu { unit, .. }) = device.iommu() {

@@ -22,12 +22,10 @@ impl<P: Platform> Iommu<P> {
         if owned {
             return Err(Error::Busy(BusyReason::Owned));
         }
-        if !current.ptr_eq(&default) {
-            if !self.is_initial(&current) {
-                return Err(Error::Busy(BusyReason::Attached));
-            }
-            claim.switch(&default)?;
+        if !current.ptr_eq(&default) && !self.is_initial(&current) {
+            return Err(Error::Busy(BusyReason::Attached));
         }
+        claim.switch(&default)?;
         claim.write(|state| state.drivers = state.drivers.saturating_add(1));
         Ok(())
     }

@@ -161,7 +161,7 @@ impl<P: Platform> Iommu<P> {
         } else {
             default.clone()
         };
-        let state = GroupState { changing: false, domain, default, drivers: 0, owner: None };
+        let state = GroupState { changing: false, domain, in_doubt: false, default, drivers: 0, owner: None };
         let slot = self.groups.insert(GroupSlot { state: Lock::new(state) }).map_err(|(error, _)| error)?;
         Ok(Group::new(slot))
     }
