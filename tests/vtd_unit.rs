@@ -15,7 +15,7 @@ use iommu::arch::vtd::layout::descriptors::{Changed, ContextScope, IotlbScope, R
 use iommu::arch::vtd::layout::registers::{Global, PMEN_EPM, PMEN_PRS, TableMode};
 use iommu::arch::vtd::layout::{Cap, ContextEntry, DomainId, Ecap};
 use iommu::device::Trust;
-use iommu::ops::Capability;
+use iommu::ops::{Capability, Msi};
 use iommu::pci::PciConfig;
 use iommu::{
     BootPolicy, Device, Domain, DomainKind, Error, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr,
@@ -372,6 +372,24 @@ fn a_unit_that_was_shut_down_can_be_enabled_again() {
         matches!(executed[..], [Request::Context(ContextScope::Global), Request::Iotlb(IotlbScope::Global, _)]),
         "{executed:?}"
     );
+}
+
+#[test]
+fn faults_interrupt_whenever_a_unit_translates() {
+    let world = World::new(CAP);
+    world.iommu.set_fault_interrupt(Msi { address: PhysAddr::new(0xfee0_0000), data: 0x31 }).unwrap();
+    let fault_event = || world.machine.hardware().fault_event;
+    let let_through = 0x31 << 32;
+    assert_eq!(fault_event(), let_through);
+    world.iommu.shutdown().unwrap();
+    assert_ne!(fault_event() & 1 << 31, 0, "masked");
+    world.iommu.enable().unwrap();
+    assert_eq!(fault_event(), let_through);
+    world.iommu.suspend().unwrap();
+    // Power is lost.
+    world.machine.hardware().fault_event = 1 << 31;
+    world.iommu.resume().unwrap();
+    assert_eq!(fault_event(), let_through);
 }
 
 #[test]

@@ -37,6 +37,8 @@ pub(crate) struct Hardware {
     pub(crate) ecap: u64,
     /// PMEN.
     pub(crate) protected: u32,
+    /// FECTL and FEDATA.
+    pub(crate) fault_event: u64,
     /// What the platform says of RAM.
     pub(crate) ram: Vec<PhysRange>,
     pub(crate) status: u32,
@@ -94,6 +96,7 @@ impl Machine {
             cap: CAP,
             ecap: ECAP,
             protected: 0,
+            fault_event: 1 << 31,
             ram: Vec::new(),
             status: 0,
             commands: Vec::new(),
@@ -216,6 +219,7 @@ impl Registers for Access {
             offset::ECAP => hardware.ecap,
             offset::GCMD => u64::from(hardware.status) << 32,
             offset::RTADDR => hardware.root,
+            offset::FECTL => hardware.fault_event,
             0x60 => u64::from(hardware.protected) << 32,
             0x30 => u64::from(hardware.faults) << 32,
             offset::IQH => u64::from(hardware.head << hardware.slot_shift()),
@@ -232,6 +236,8 @@ impl Registers for Access {
             offset::GCMD => hardware.command(value),
             // Only what is written with 1 is cleared.
             offset::FSTS => hardware.faults &= !(value & 0x71),
+            offset::FECTL => hardware.fault_event = hardware.fault_event & !0xffff_ffff | u64::from(value),
+            offset::FEDATA => hardware.fault_event = hardware.fault_event & 0xffff_ffff | u64::from(value) << 32,
             offset::PMEN => hardware.protected = value & PMEN_EPM | value >> 31,
             offset::IQT => {
                 hardware.tail = value >> hardware.slot_shift();

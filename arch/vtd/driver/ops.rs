@@ -172,6 +172,11 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         }
         self.registers.enable_translation()?;
         self.release_quarantined();
+        // It was masked when the unit was stopped, and may be lost.
+        let interrupt = *self.fault_interrupt.lock(&self.platform);
+        if let Some(msi) = interrupt {
+            self.registers.set_fault_interrupt(msi.address.as_u64(), msi.data);
+        }
         // Protected memory covered boot; from now on the tables protect.
         self.registers.disable_protected_memory()
     }
@@ -189,12 +194,7 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
     fn resume(&self) -> Result<()> {
         self.queue.reset(&self.registers)?;
         self.faults.clear(&self.registers);
-        self.enable()?;
-        let interrupt = *self.fault_interrupt.lock(&self.platform);
-        if let Some(msi) = interrupt {
-            self.registers.set_fault_interrupt(msi.address.as_u64(), msi.data);
-        }
-        Ok(())
+        self.enable()
     }
 
     fn drain_faults(&self, visit: &mut dyn FnMut(FaultRecord)) -> DrainedFaults {

@@ -58,7 +58,7 @@ pub struct VtdUnit<P: Platform> {
     /// What hardware may still use after an invalidation failed: released when the unit is reset.
     quarantine: Lock<heapless::Vec<(Unit, Domain, CacheTag), QUARANTINED_DOMAINS>>,
     pub(super) fenced_devices: FencedDevices,
-    /// The fault interrupt, to be restored after loss of power.
+    /// The fault interrupt, to be restored when the unit starts again.
     pub(super) fault_interrupt: Lock<Option<Msi>>,
 }
 
