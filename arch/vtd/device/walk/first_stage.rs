@@ -105,6 +105,8 @@ pub fn first_stage<H: Host + ?Sized, C: StructureCache + ?Sized>(
         Some(found) => found,
         None => walk.table(root.top(), root.table.as_u64(), Rights::all(), 0x75, cache)?, // SFS.6
     };
+    // An entry that is cached counts as encountered (SGN.2).
+    walk.check_user(at.rights)?;
     loop {
         let is_top = at.level == root.top();
         let faults = EntryFaults {
@@ -195,9 +197,7 @@ impl<H: Host + ?Sized> Walk<'_, H> {
         let mut rights = at.rights;
         rights.set(Rights::WRITE, rights.contains(Rights::WRITE) && entry & WRITE != 0);
         rights.set(Rights::USER, rights.contains(Rights::USER) && entry & USER != 0);
-        if self.lookup.privilege == Privilege::User && !rights.contains(Rights::USER) {
-            return Err(self.fault(0x81)); // SGN.2
-        }
+        self.check_user(rights)?;
         let mut flags = ACCESSED;
         if self.root.keeps_extended_accessed {
             flags |= EXTENDED_ACCESSED;
@@ -210,6 +210,14 @@ impl<H: Host + ?Sized> Walk<'_, H> {
             flags |= DIRTY;
         }
         Ok((flags, Meaning::Page(leaf)))
+    }
+
+    /// Whether entries with these rights may be used (SGN.2).
+    fn check_user(&self, rights: Rights) -> Result<(), Blocked> {
+        if self.lookup.privilege == Privilege::User && !rights.contains(Rights::USER) {
+            return Err(self.fault(0x81));
+        }
+        Ok(())
     }
 
     /// The page that a valid leaf names, after all checks of permissions: a dirty bit must not be set

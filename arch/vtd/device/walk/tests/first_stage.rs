@@ -268,6 +268,9 @@ fn structures_are_cached() {
     memory.put(PML4E, 0);
     let leaf = find(&mut cache, WRITE, Privilege::Supervisor).unwrap();
     assert_eq!((leaf.prot, memory.take_reads()), (Prot::RW | Prot::PRIV, 1));
+    // Who may not go there is told so whatever the last entry is.
+    memory.put(PTE, 0);
     assert_eq!(reason(find(&mut cache, READ, Privilege::User)), 0x81);
+    assert_eq!(memory.take_reads(), 0);
     assert_eq!(cache.missing, []);
 }
