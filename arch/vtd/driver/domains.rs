@@ -52,10 +52,7 @@ fn path<P: Platform>(domain: &VtdDomain<P>) -> Option<(Path, u8)> {
 
 /// The top table of a domain of this backend.
 pub(super) fn table_of<P: Platform>(domain: &Domain) -> Option<PhysAddr> {
-    Some(match Paging::<P>::of(domain)? {
-        Paging::First(domain) => domain.table().root(),
-        Paging::Second(domain) => domain.table().root(),
-    })
+    paging::<P>(domain).map(|domain| domain.table().root())
 }
 
 fn first_stage_levels(levels: u8) -> Option<FirstStageLevels> {
