@@ -142,6 +142,14 @@ impl Bench {
         &self.0.unit
     }
 
+    /// What a processor reads.
+    pub(crate) fn quadword(&self, phys: PhysAddr) -> Option<u64> {
+        self.0.pool.ram().pointer(phys)?;
+        let mut bytes = [0; 8];
+        self.0.pool.ram().read(phys, &mut bytes);
+        Some(u64::from_le_bytes(bytes))
+    }
+
     pub(crate) fn memory(&self) -> &ObservedMemory {
         &self.0.memory
     }

@@ -1,6 +1,7 @@
 //! What a driver is asked to do, and what devices may reach meanwhile and afterwards.
 
 use iommu::arch::vtd;
+use iommu::arch::vtd::driver::{PreviousTables, VtdOptions};
 use iommu::arch::vtd::layout::registers::{Global, PMEN_EPM, PMEN_PRS, offset};
 use iommu::arch::vtd::layout::{Cap, Ecap};
 use iommu::device::Trust;
@@ -99,6 +100,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     Scenario { name: "cut", units: ALL, run: cut },
     Scenario { name: "identity", units: ALL, run: identity },
     Scenario { name: "second kernel", units: ALL, run: second_kernel },
+    Scenario { name: "second kernel that copies", units: ALL, run: second_kernel_that_copies },
     Scenario { name: "second kernel without devices", units: ALL, run: second_kernel_without_devices },
     Scenario { name: "stages", units: SCALABLE, run: stages },
     Scenario { name: "dirty tracking", units: &[UnitKind::Scalable, UnitKind::ScalableNarrow], run: dirty },
@@ -550,6 +552,32 @@ fn teardown(bench: &Bench) -> Verdict {
         return Err(Convicted(format!("{} frames are lost", bench.frames_in_use())));
     }
     bench.watch_nothing();
+    bench.verdict()
+}
+
+fn second_kernel_that_copies(bench: &Bench) -> Verdict {
+    const AT: u64 = 0x10_0000;
+    let before = World::boot(bench)?;
+    let domain = before.domain()?;
+    map(&domain, AT, 0x1000_0000, 0x1000)?;
+    before.iommu.attach_device(&domain, &before.device)?;
+    bench.settled(FIRST, AT, Some(0x1000_0000))?;
+    std::mem::forget((before, domain));
+    bench.watch(FIRST, AT, &[None, Some(0x1000_0000)]);
+    let read = |phys: PhysAddr| bench.quadword(phys);
+    let options = VtdOptions { previous: PreviousTables::CopyUntilClaimed(&read), ..VtdOptions::default() };
+    let iommu = Iommu::new(bench.clone(), POLICY)?;
+    vtd::driver::init_with(&iommu, &dmar(), options)?;
+    iommu.enable()?;
+    bench.settled(FIRST, AT, Some(0x1000_0000))?;
+    // Until the device is somebody's.
+    bench.watch(FIRST, AT, &[None, Some(0x1000_0000)]);
+    let device = probe(&iommu, bench, FIRST)?;
+    bench.settled(FIRST, AT, None)?;
+    bench.settled(FIRST, RESERVED, Some(RESERVED))?;
+    bench.watch_nothing();
+    iommu.release_device(&device)?;
+    drop((device, iommu));
     bench.verdict()
 }
 

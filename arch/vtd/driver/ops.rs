@@ -161,9 +161,13 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         let mut installed = self.install_tables();
         if blocked && installed.is_ok() {
             self.unfence();
-            if self.capabilities().caches_absent() {
-                installed = self.forget_everything();
-            }
+            installed = if self.capabilities().caches_absent() {
+                self.forget_everything()
+            } else {
+                // No request follows that would do it.
+                site::UNFENCED.publish(&self.platform);
+                self.flush_write_buffer(site::UNFENCED_WRITE_BUFFER)
+            };
         }
         if let Err(error) = installed {
             // What is still cached must not meet entries that were let through again.

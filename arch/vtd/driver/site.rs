@@ -116,9 +116,11 @@ sites! {
 
     // Write buffers.
     PRESENT_WRITE_BUFFER = "VT-d: write-buffer flush of an entry made present";
+    UNFENCED_WRITE_BUFFER = "VT-d: write-buffer flush of entries made present under a new root table";
     ROOT_TABLE_WRITE_BUFFER = "VT-d: write-buffer flush of everything, before the root table is told";
 
     // Commands.
+    UNFENCED = "VT-d: entries made present under a new root table, before enable returns";
     ROOT_TABLE = "VT-d: all tables, before the root table is told";
     ROOT_TABLE_WAIT = "VT-d: wait for the root table to be taken";
     ENABLE_WAIT = "VT-d: wait for translation to be on";
