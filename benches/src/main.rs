@@ -5,12 +5,15 @@
 //! Rounds are interleaved, and a sample counts only if a reference pass just before it ran
 //! undisturbed, for shared machines slow down by turns. Compare ratios, not figures of two runs.
 //!
+//! What a strict unmap adds is measured on its own, with a unit that completes at once.
+//!
 //! `cargo run --release -p iommu-benches [-- case ...]`
 
 mod cases;
 mod contenders;
 mod pool;
 mod sample;
+mod strict;
 
 use cases::CASES;
 use contenders::CONTENDERS;
@@ -46,4 +49,5 @@ fn main() {
             println!("{:<48}{columns}{note}", format!("{}: {figure}, {unit}", case.name));
         }
     }
+    strict::run(&quiet, &wanted);
 }
