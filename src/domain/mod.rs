@@ -20,7 +20,7 @@ pub use walk::Walk;
 use crate::addr::{Iova, IovaRange, PhysAddr, PhysRange};
 use crate::error::{Error, InvalidReason, Result};
 use crate::frames::Ref;
-use crate::iotlb::Gather;
+use crate::iotlb::{Flush, Gather};
 use crate::ops::{DomainFeatures, DomainOps, Stage};
 use crate::pgtable::PageSizes;
 use crate::prot::Prot;
@@ -209,10 +209,15 @@ impl Domain {
     /// # Safety
     /// As [`unmap`](Self::unmap).
     pub unsafe fn unmap_sync(&self, range: IovaRange) -> Result<()> {
-        let mut gather = self.gather();
+        let mut flush = Flush::new();
         // SAFETY: passed on to the caller.
-        let unmapped = unsafe { self.unmap(range, &mut gather) };
-        gather.sync().map_err(Error::from)?;
+        let unmapped = unsafe { self.ops().unmap(range, &mut flush) };
+        if !flush.is_empty()
+            && let Err(error) = self.ops().sync(&mut flush)
+        {
+            self.ops().defer(&mut flush);
+            return Err(error);
+        }
         unmapped
     }
 

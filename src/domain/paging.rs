@@ -101,31 +101,32 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         let mut result = Ok(());
         let mut under_way: heapless::Vec<(&Unit, Ticket), TICKETS_AT_ONCE> = heapless::Vec::new();
         for (unit, tag) in snapshot.iter() {
-            if site::REQUEST.is_skipped() {
-                continue;
-            }
-            let mut left = snapshot.device_tlbs(unit, tag).peekable();
-            loop {
+            let mut submit = |devices: &[DeviceTlb]| {
+                if site::REQUEST.is_skipped() {
+                    return;
+                }
                 if under_way.is_full() {
-                    result = result.and(wait_all(&mut under_way));
+                    keep(&mut result, wait_all(&mut under_way));
                 }
-                let devices: heapless::Vec<DeviceTlb, MAX_DEVICE_TLBS> = left.by_ref().take(MAX_DEVICE_TLBS).collect();
-                // With more device TLBs the unit's own cache is asked again: it goes before each.
-                let invalidation =
-                    Invalidation { tag, devices: &devices, ranges: flush.ranges(), depth: flush.depth() };
-                match unit.invalidate(&invalidation) {
-                    Ok(ticket) => {
-                        // There is room: it was emptied above when it was full.
-                        let _ = under_way.push((unit, ticket));
-                    }
-                    Err(error) => result = result.and(Err(error)),
+                match unit.invalidate(&Invalidation { tag, devices, ranges: flush.ranges(), depth: flush.depth() }) {
+                    // There is room: it was emptied above when it was full.
+                    Ok(ticket) => drop(under_way.push((unit, ticket))),
+                    Err(error) => keep(&mut result, Err(error)),
                 }
-                if left.peek().is_none() {
-                    break;
+            };
+            let mut devices: heapless::Vec<DeviceTlb, MAX_DEVICE_TLBS> = heapless::Vec::new();
+            for device in snapshot.device_tlbs(unit, tag) {
+                if let Err(device) = devices.push(device) {
+                    submit(&devices);
+                    devices.clear();
+                    let _ = devices.push(device);
                 }
             }
+            // With more device TLBs the unit's own cache is asked again: it goes before each.
+            submit(&devices);
         }
-        result.and(wait_all(&mut under_way))
+        keep(&mut result, wait_all(&mut under_way));
+        result
     }
 
     /// Checks that `range` lies in a window.
@@ -236,10 +237,18 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
 fn wait_all<const N: usize>(under_way: &mut heapless::Vec<(&Unit, Ticket), N>) -> Result<()> {
     let mut result = Ok(());
     for (unit, ticket) in under_way.iter().filter(|_| !site::WAIT.is_skipped()) {
-        result = result.and(unit.wait(*ticket));
+        keep(&mut result, unit.wait(*ticket));
     }
     under_way.clear();
     result
+}
+
+/// Keeps the first error. (`Result::and` copies results where there is none.)
+#[inline]
+fn keep(result: &mut Result<()>, next: Result<()>) {
+    if next.is_err() && result.is_ok() {
+        *result = next;
+    }
 }
 
 impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
@@ -326,9 +335,11 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
 
     fn sync(&self, flush: &mut Flush) -> Result<()> {
         self.invalidate(flush)?;
-        let done = core::mem::take(flush);
-        // SAFETY: what was detached is in no cache any more.
-        unsafe { self.table.free(done.tables) };
+        let tables = flush.finish();
+        if !tables.is_empty() {
+            // SAFETY: what was detached is in no cache any more.
+            unsafe { self.table.free(tables) };
+        }
         Ok(())
     }
 

@@ -33,6 +33,13 @@ impl Flush {
         self.ranges.is_empty() && self.tables.is_empty()
     }
 
+    /// Empties it, once all of it was invalidated; gives the tables, which can be freed.
+    #[inline]
+    pub fn finish(&mut self) -> TableList {
+        self.ranges.clear();
+        core::mem::take(&mut self.tables)
+    }
+
     /// The ranges to invalidate, merged.
     pub fn ranges(&self) -> &[IovaRange] {
         &self.ranges

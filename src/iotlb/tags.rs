@@ -376,18 +376,19 @@ pub struct Snapshot<'a, P: Platform> {
 
 impl<P: Platform> Snapshot<'_, P> {
     /// Every unit with its tag.
+    #[inline]
     pub fn iter(&self) -> impl Iterator<Item = (&Unit, CacheTag)> {
-        self.all().filter(|(_, tag)| tag.device.is_none())
+        self.all().filter(|(_, tag)| tag.device.is_none()).map(|(unit, tag)| (unit, *tag))
     }
 
     /// The device TLBs that are filled from what `unit` caches under `tag`.
     pub fn device_tlbs(&self, unit: &Unit, tag: CacheTag) -> impl Iterator<Item = DeviceTlb> {
-        let filled = move |of: &Unit, from: CacheTag| of.ptr_eq(unit) && (from.id, from.pasid) == (tag.id, tag.pasid);
-        self.all().filter(move |(of, from)| filled(of, *from)).filter_map(|(_, from)| from.device)
+        let filled = move |of: &Unit, from: &CacheTag| of.ptr_eq(unit) && (from.id, from.pasid) == (tag.id, tag.pasid);
+        self.all().filter_map(move |(of, from)| from.device.filter(|_| filled(of, from)))
     }
 
-    fn all(&self) -> impl Iterator<Item = (&Unit, CacheTag)> {
-        self.tags.live_slots().filter_map(|slot| slot.content().map(|(unit, tag)| (unit, *tag)))
+    fn all(&self) -> impl Iterator<Item = (&Unit, &CacheTag)> {
+        self.tags.slots().filter_map(|slot| slot.content().map(|(unit, tag)| (unit, tag)))
     }
 }
 

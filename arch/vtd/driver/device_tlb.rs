@@ -14,7 +14,7 @@
 use super::context::Context;
 use super::domains::tags_of;
 use super::firmware::secondary_bus;
-use super::invalidation::{MAX_PAGE_REQUESTS, covering_block, iotlb_requests};
+use super::invalidation::{MAX_PAGE_REQUESTS, Requests, covering_block, iotlb_requests};
 use super::queue::{self, device_of};
 use super::site;
 use super::unit::VtdUnit;
@@ -75,7 +75,8 @@ impl<P: Platform> VtdUnit<P> {
         // By domain for a first stage as well, which it drops whole (Table 23): behind requests by PASID
         // device TLBs without PASID would not have to wait (6.5.2.12).
         let by_domain = CacheTag { pasid: None, ..invalidation.tag };
-        let iotlb = iotlb_requests(self.capabilities(), by_domain, invalidation.ranges, invalidation.depth);
+        let mut iotlb = Requests::new();
+        iotlb_requests(self.capabilities(), by_domain, invalidation.ranges, invalidation.depth, &mut iotlb);
         let mut requests: heapless::Vec<Descriptor, MAX_REQUESTS> = iotlb.into_iter().collect();
         let mut left_out = false;
         for device in invalidation.devices.iter().filter(|_| self.asks_devices() && !site::DEVICE_TLBS.is_skipped()) {

@@ -16,21 +16,26 @@ const BLOCKS_A_RANGE: usize = 4;
 
 const PAGE_BITS: u32 = 12;
 
-/// The IOTLB requests that drop `ranges` of what is cached under a tag; everything of it when there is
-/// no range, or when that is cheaper.
+/// The requests of one invalidation.
+pub(super) type Requests = heapless::Vec<Descriptor, MAX_PAGE_REQUESTS>;
+
+/// Adds the IOTLB requests that drop `ranges` of what is cached under a tag to none; everything of it
+/// when there is no range, or when that is cheaper.
 pub(super) fn iotlb_requests(
     capabilities: &Capabilities,
     tag: CacheTag,
     ranges: &[IovaRange],
     depth: Depth,
-) -> heapless::Vec<Descriptor, MAX_PAGE_REQUESTS> {
+    requests: &mut Requests,
+) {
     let under = Under { domain: DomainId::new(tag.id as u16), pasid: tag.pasid, drain: drain(capabilities) };
     let max_mask = capabilities.cap.contains(Cap::PSI).then_some(capabilities.cap.max_address_mask());
     let selective = max_mask.filter(|_| !ranges.is_empty());
-    selective.and_then(|max_mask| page_requests(under, ranges, depth, max_mask)).unwrap_or_else(|| {
+    if selective.and_then(|max_mask| page_requests(under, ranges, depth, max_mask, requests)).is_none() {
+        requests.clear();
         // One always fits.
-        heapless::Vec::from_iter([under.all().encode()])
-    })
+        let _ = requests.push(under.all().encode());
+    }
 }
 
 /// What is cached by domain, for a second-stage table, or by domain and PASID, for a first-stage table.
@@ -76,18 +81,23 @@ fn page_requests(
     ranges: &[IovaRange],
     depth: Depth,
     max_mask: u8,
-) -> Option<heapless::Vec<Descriptor, MAX_PAGE_REQUESTS>> {
+    requests: &mut Requests,
+) -> Option<()> {
     let changed = match depth {
         Depth::Leaves => Changed::Leaves,
         Depth::Tables => Changed::Tables,
     };
-    let mut requests = heapless::Vec::new();
+    let mut add = |(address, mask)| requests.push(under.pages(address, mask, changed).encode()).ok();
     for range in ranges {
-        for (address, mask) in blocks(*range, max_mask)? {
-            requests.push(under.pages(address, mask, changed).encode()).ok()?;
+        let (address, mask) = covering_block(*range);
+        // Mostly it is one page.
+        if mask == 0 {
+            add((address, mask))?;
+        } else {
+            blocks(*range, max_mask)?.into_iter().try_for_each(&mut add)?;
         }
     }
-    Some(requests)
+    Some(())
 }
 
 /// Naturally aligned blocks of `1 << mask` pages that cover the range: exactly if a few do, else one.

@@ -3,7 +3,7 @@
 use core::any::Any;
 
 use super::firmware::secondary_bus;
-use super::invalidation::iotlb_requests;
+use super::invalidation::{Requests, iotlb_requests};
 use super::takeover::Takeover;
 use super::translation::RID_PASID;
 use super::unit::VtdUnit;
@@ -125,14 +125,19 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         }
         // Requests flush write buffers themselves (VT-d 6.8).
         let Invalidation { tag, devices, ranges, depth } = *invalidation;
-        let submitted = match devices {
-            [] => self.queue.submit(&self.registers, &iotlb_requests(self.capabilities(), tag, ranges, depth)),
-            _ => self.submit_with_devices(invalidation),
+        let submitted = if devices.is_empty() {
+            let mut requests = Requests::new();
+            iotlb_requests(self.capabilities(), tag, ranges, depth, &mut requests);
+            self.queue.submit(&self.registers, &requests)
+        } else {
+            self.submit_with_devices(invalidation)
         };
-        match self.fence_with_queue(submitted) {
+        match submitted {
             Ok(ticket) => Ok(Ticket(ticket.sequence)),
-            Err(Error::Fenced) if self.is_off() => Ok(NOTHING_TO_WAIT_FOR),
-            Err(error) => Err(error),
+            Err(error) => {
+                self.contain(error);
+                if error == Error::Fenced && self.is_off() { Ok(NOTHING_TO_WAIT_FOR) } else { Err(error) }
+            }
         }
     }
 
@@ -140,7 +145,10 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         if ticket == NOTHING_TO_WAIT_FOR {
             return Ok(());
         }
-        self.fence_with_queue(self.queue.wait(&self.registers, queue::Ticket { sequence: ticket.0 }))
+        match self.queue.wait(&self.registers, queue::Ticket { sequence: ticket.0 }) {
+            Ok(()) => Ok(()),
+            failed => self.fence_with_queue(failed),
+        }
     }
 
     fn enable(&self) -> Result<()> {

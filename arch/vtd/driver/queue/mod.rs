@@ -125,6 +125,25 @@ enum Found {
     Moved(u64),
 }
 
+/// What came of an attempt to append a batch. Small enough for registers: a `Result` goes through memory.
+enum Appended {
+    /// It has this sequence number.
+    Batch(u64),
+    NoRoom,
+    Fenced,
+}
+
+impl Appended {
+    /// `None` when there is no room.
+    fn outcome(self) -> Option<Result<Ticket>> {
+        match self {
+            Self::Batch(sequence) => Some(Ok(Ticket { sequence })),
+            Self::Fenced => Some(Err(Error::Fenced)),
+            Self::NoRoom => None,
+        }
+    }
+}
+
 impl<P: Platform> Queue<P> {
     /// Memory for a queue, which is not [started](Self::start) yet.
     ///
@@ -181,7 +200,12 @@ impl<P: Platform> Queue<P> {
     /// fenced. [`Error::Fenced`] when the queue was fenced or reset before the batch was known to be
     /// done. Whatever the error, nothing in the batch may be taken for invalidated.
     pub fn wait(&self, unit: &UnitRegisters<P>, ticket: Ticket) -> Result<()> {
-        let mut sequence = ticket.sequence;
+        if self.is_simply_done(ticket.sequence) { Ok(()) } else { self.wait_longer(unit, ticket.sequence) }
+    }
+
+    /// Waits for a batch that is not done yet, or of which something else is to be told.
+    #[inline(never)]
+    fn wait_longer(&self, unit: &UnitRegisters<P>, mut sequence: u64) -> Result<()> {
         for _move in 0..MAX_MOVES {
             let mut turn = 0u32;
             let found = wait_until(&self.platform, self.limit, WaitReason::QueueSpace, || {
@@ -259,6 +283,14 @@ impl<P: Platform> Queue<P> {
         self.completed() >= sequence
     }
 
+    /// Whether a batch is done, and nothing went wrong in the queue that a waiter must look at.
+    fn is_simply_done(&self, sequence: u64) -> bool {
+        // The status first, as in `find`.
+        self.is_completed(sequence)
+            && sequence > self.given_up.load(Ordering::Acquire)
+            && !self.attention.load(Ordering::Acquire)
+    }
+
     /// What became of a batch, if anything has. A failure is forgotten by being found.
     fn find(&self, sequence: u64) -> Option<Found> {
         // The status first: failures and resets are recorded before the status passes them.
@@ -303,9 +335,16 @@ impl<P: Platform> Queue<P> {
     }
 
     fn submit_part(&self, unit: &UnitRegisters<P>, requests: &[Descriptor]) -> Result<Ticket> {
-        if let Some(ticket) = self.append(unit, requests)? {
-            return Ok(ticket);
+        match self.append(unit, requests) {
+            Appended::Batch(sequence) => Ok(Ticket { sequence }),
+            Appended::Fenced => Err(Error::Fenced),
+            Appended::NoRoom => self.submit_later(unit, requests),
         }
+    }
+
+    /// Waits for room.
+    #[inline(never)]
+    fn submit_later(&self, unit: &UnitRegisters<P>, requests: &[Descriptor]) -> Result<Ticket> {
         let mut turn = 0u32;
         let mut seen = self.completed();
         let room = wait_until(&self.platform, self.limit, WaitReason::QueueSpace, || {
@@ -315,22 +354,22 @@ impl<P: Platform> Queue<P> {
                 return None;
             }
             seen = completed;
-            self.append(unit, requests).transpose()
+            self.append(unit, requests).outcome()
         });
         match room {
             Ok(outcome) => outcome,
             Err(late) => {
                 self.recover(unit);
-                self.append(unit, requests)?.ok_or(late)
+                self.append(unit, requests).outcome().unwrap_or(Err(late))
             }
         }
     }
 
-    /// Appends a batch and its wait, with one write of the tail; `None` when there is no room.
-    fn append(&self, unit: &UnitRegisters<P>, requests: &[Descriptor]) -> Result<Option<Ticket>> {
+    /// Appends a batch and its wait, with one write of the tail.
+    fn append(&self, unit: &UnitRegisters<P>, requests: &[Descriptor]) -> Appended {
         let mut state = self.state.lock(&self.platform);
         if state.mode != Mode::Running {
-            return Err(Error::Fenced);
+            return Appended::Fenced;
         }
         state.reclaim(self.completed());
         let sequence = self.submitted.load(Ordering::Relaxed).wrapping_add(1);
@@ -339,7 +378,7 @@ impl<P: Platform> Queue<P> {
         let room = self.entries().saturating_sub(1).saturating_sub(RESERVED_SLOTS);
         // One place among the batches is recovery's, one holds where the oldest begins.
         if state.used().saturating_add(needed) > room || in_flight > MAX_BATCHES.wrapping_sub(2) {
-            return Ok(None);
+            return Appended::NoRoom;
         }
         for request in requests {
             self.write(state.tail, request);
@@ -349,7 +388,7 @@ impl<P: Platform> Queue<P> {
         // Everything stored before, tables included: a unit that has seen the tail sees it.
         site::REQUESTS.publish(&self.platform);
         unit.set_queue_tail(self.offset(state.tail));
-        Ok(Some(Ticket { sequence }))
+        Appended::Batch(sequence)
     }
 
     /// Appends the wait of a batch whose requests are written. The tail is still to be published.

@@ -5,18 +5,26 @@ use super::Queue;
 use crate::addr::PhysAddr;
 use crate::arch::vtd::layout::Descriptor;
 use crate::arch::vtd::layout::descriptors::{Request, WaitFlags};
+use crate::arch::vtd::layout::registers::DescriptorWidth;
 use crate::platform::Platform;
 use crate::sync::atomic::Ordering;
+
+/// log2 of the bytes in a quadword.
+const WORD_SHIFT: u32 = size_of::<u64>().ilog2();
 
 impl<P: Platform> Queue<P> {
     /// Number of slots, a power of two.
     pub(super) fn entries(&self) -> u32 {
-        let words = self.ring.view().len() as u32;
-        words.checked_div(self.width.words() as u32).unwrap_or(0)
+        (self.ring.view().len() as u32) >> self.width.shift().saturating_sub(WORD_SHIFT)
     }
 
     pub(super) fn slot(&self, position: u32) -> u32 {
         position & self.entries().wrapping_sub(1)
+    }
+
+    /// The index of the first quadword of a position.
+    fn first_word(&self, position: u32) -> usize {
+        (self.offset(position) >> WORD_SHIFT) as usize
     }
 
     /// The byte offset of a position, as IQH and IQT count.
@@ -31,7 +39,7 @@ impl<P: Platform> Queue<P> {
 
     pub(super) fn read(&self, position: u32) -> Descriptor {
         let mut descriptor = Descriptor::default();
-        let first = (self.slot(position) as usize).wrapping_mul(self.width.words());
+        let first = self.first_word(position);
         for (word, entry) in descriptor.words.iter_mut().zip(self.ring.view().entries(first, self.width.words())) {
             *word = entry.load_relaxed();
         }
@@ -39,9 +47,14 @@ impl<P: Platform> Queue<P> {
     }
 
     pub(super) fn write(&self, position: u32, descriptor: &Descriptor) {
-        let first = (self.slot(position) as usize).wrapping_mul(self.width.words());
-        for (word, entry) in descriptor.words.iter().zip(self.ring.view().entries(first, self.width.words())) {
-            entry.store(*word);
+        let (ring, first) = (self.ring.view(), self.first_word(position));
+        let [low, high, third, fourth] = descriptor.words;
+        let store = |index: usize, word| ring.entry(first | index).store(word);
+        store(0, low);
+        store(1, high);
+        if self.width == DescriptorWidth::Bits256 {
+            store(2, third);
+            store(3, fourth);
         }
     }
 

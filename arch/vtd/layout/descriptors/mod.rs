@@ -153,6 +153,8 @@ pub enum Request {
 
 impl Request {
     /// The bits. Fields that are too large for their place are cut.
+    // Mostly the kind is known to the compiler: then this is a few constants.
+    #[inline(always)]
     pub const fn encode(self) -> Descriptor {
         let (low, high) = match self {
             Self::Context(ContextScope::Global) => (kind::CONTEXT as u64 | 1 << 4, 0),
