@@ -19,7 +19,7 @@ use iommu::ops::{Capability, Msi};
 use iommu::pci::PciConfig;
 use iommu::{
     BootPolicy, Device, Domain, DomainKind, Error, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr,
-    PhysRange, Policy, Prot,
+    PhysRange, Policy, Prot, RegionKind,
 };
 
 /// 00:04.0, alone.
@@ -416,4 +416,42 @@ fn a_unit_that_firmware_switched_off_is_passed_over() {
     assert_eq!(vtd::init(&iommu, &dmar(0, &[])), Err(Error::NoDevice), "and there is no other");
     assert_eq!(iommu.probe_pci(&OneFunction, FUNCTION, Trust::Trusted).unwrap_err(), Error::NoDevice);
     assert_eq!(iommu.uncovered().count(), 1);
+}
+
+/// 00:04.0 of this class, alone (PCI 3.0, 6.2.1).
+struct OfClass(u32);
+
+impl PciConfig for OfClass {
+    fn read32(&self, function: PciAddress, offset: u16) -> u32 {
+        match offset {
+            8 if function == FUNCTION => self.0 << 8,
+            _ => OneFunction.read32(function, offset),
+        }
+    }
+
+    fn write32(&self, _: PciAddress, _: u16, _: u32) {}
+}
+
+#[test]
+fn what_firmware_does_with_usb_and_displays_ends_with_a_driver() {
+    // Type 1, 32 bytes, segment 0: 0x7000_0000 to 0x7000_0fff, the endpoint 00:04.0 (VT-d 8.4).
+    let mut rmrr = vec![1, 0, 32, 0, 0, 0, 0, 0];
+    rmrr.extend(0x7000_0000u64.to_le_bytes());
+    rmrr.extend(0x7000_0fffu64.to_le_bytes());
+    rmrr.extend([1, 8, 0, 0, 0, 0, 4, 0]);
+    let cases = [
+        (0x0c_0330, RegionKind::DirectRelaxable),
+        (0x03_0000, RegionKind::DirectRelaxable),
+        (0x0c_0500, RegionKind::Direct),
+        (0x02_0000, RegionKind::Direct),
+    ];
+    for (class, kind) in cases {
+        let machine = Machine::new();
+        let iommu = Iommu::new(machine, Policy::default()).unwrap();
+        vtd::init(&iommu, &dmar(0, &rmrr)).unwrap();
+        let device = iommu.probe_pci(&OfClass(class), FUNCTION, Trust::Trusted).unwrap();
+        let regions = device.reserved_regions().unwrap();
+        let direct = regions.iter().find(|region| region.range.start() == Iova::new(0x7000_0000)).unwrap();
+        assert_eq!(direct.kind, kind, "class {class:#x}");
+    }
 }

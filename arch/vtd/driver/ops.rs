@@ -15,10 +15,10 @@ use crate::device::{DeviceId, DeviceInfo};
 use crate::domain::{Domain, DomainKind};
 use crate::error::{BusyReason, Error, Result, UnsupportedReason};
 use crate::fault::{Access, DrainedFaults, FaultKind, FaultRecord, FaultsLeft};
-use crate::id::SourceId;
+use crate::id::{PciAddress, SourceId};
 use crate::iotlb::{CacheTag, Invalidation, Ticket};
 use crate::ops::{Capability, Coverage, DomainSpec, InterruptKind, IommuOps, Msi, Requester, Stage, Unit, UnitTraits};
-use crate::pci::PciConfig;
+use crate::pci::{PciConfig, PciFunction};
 use crate::platform::Platform;
 use crate::prot::Prot;
 use crate::region::{RegionKind, ReservedRegion, ReservedRegions};
@@ -72,10 +72,11 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
         regions.add(ReservedRegion { range, kind: RegionKind::Msi, prot: Prot::WRITE })?;
         let DeviceId::Pci(function) = device.id else { return Ok(()) };
         let dmar = self.firmware.dmar()?;
+        let kind = direct_kind(pci, function);
         for reserved in dmar.reserved_regions_of(function, &device.bridges, secondary_bus(pci)) {
             let memory = reserved.region;
             let range = IovaRange::new(Iova::new(memory.start().as_u64()), Iova::new(memory.last().as_u64()))?;
-            regions.add(ReservedRegion { range, kind: RegionKind::Direct, prot: Prot::RW })?;
+            regions.add(ReservedRegion { range, kind, prot: Prot::RW })?;
         }
         Ok(())
     }
@@ -287,6 +288,17 @@ impl<P: Platform> VtdUnit<P> {
             reason: u32::from(record.reason.0),
             text: record.reason.text(),
         }
+    }
+}
+
+/// What the direct regions of a device are for: firmware's own use of a USB controller or a display ends
+/// when a driver takes over (as Linux has it), that of others may go on (VT-d 8.4).
+fn direct_kind(pci: &dyn PciConfig, function: PciAddress) -> RegionKind {
+    const DISPLAY: u32 = 0x03;
+    const USB: u32 = 0x0c03;
+    match PciFunction::read(pci, function).map(|function| function.class) {
+        Some(class) if class >> 16 == DISPLAY || class >> 8 == USB => RegionKind::DirectRelaxable,
+        _ => RegionKind::Direct,
     }
 }
 
