@@ -56,13 +56,13 @@ impl Under {
         }
     }
 
-    fn pages(self, address: Iova, mask: u8, changed: Changed) -> Request {
+    fn pages(self, address: Iova, mask: u8, changed: Changed) -> Descriptor {
         let domain = self.domain;
         match self.pasid {
-            None => Request::Iotlb(IotlbScope::Pages { domain, address, mask, changed }, self.drain),
+            None => Request::Iotlb(IotlbScope::Pages { domain, address, mask, changed }, self.drain).encode_here(),
             Some(pasid) => {
                 let pasid = pasid.as_u32();
-                Request::PasidIotlb(PasidIotlbScope::Pages { domain, pasid, address, mask, changed })
+                Request::PasidIotlb(PasidIotlbScope::Pages { domain, pasid, address, mask, changed }).encode_here()
             }
         }
     }
@@ -87,14 +87,14 @@ fn page_requests(
         Depth::Leaves => Changed::Leaves,
         Depth::Tables => Changed::Tables,
     };
-    let mut add = |(address, mask)| requests.push(under.pages(address, mask, changed).encode()).ok();
+    let add = |requests: &mut Requests, (address, mask)| requests.push(under.pages(address, mask, changed)).ok();
     for range in ranges {
         let (address, mask) = covering_block(*range);
         // Mostly it is one page.
         if mask == 0 {
-            add((address, mask))?;
+            add(requests, (address, mask))?;
         } else {
-            blocks(*range, max_mask)?.into_iter().try_for_each(&mut add)?;
+            blocks(*range, max_mask)?.into_iter().try_for_each(|block| add(requests, block))?;
         }
     }
     Some(())
