@@ -37,7 +37,8 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 /// # Ok::<(), iommu::Error>(())
 /// ```
 pub struct Slab<T: Send + Sync + 'static, P: Platform> {
-    body: NonNull<Body<T, P>>,
+    body: NonNull<Body<P>>,
+    values: PhantomData<fn() -> T>,
 }
 
 // SAFETY: the body is shared between processors by design: it changes under its lock or through
@@ -52,20 +53,14 @@ impl<T: Send + Sync + 'static, P: Platform> Slab<T, P> {
     /// # Errors
     /// [`Error::NoMemory`].
     pub fn new(platform: P) -> Result<Self> {
-        const { assert!(align_of::<Body<T, P>>() <= FRAME_BYTES as usize) };
-        let phys = platform.alloc_frames(Body::<T, P>::ORDER, ANYWHERE).ok_or(Error::NoMemory)?;
-        let body = platform.phys_to_virt(phys).cast::<Body<T, P>>();
-        let value = Body {
-            references: AtomicU64::new(1),
-            phys,
-            chunks: RadixMap::new(platform.clone()),
-            free: Lock::new(FreeList { first: None, chunks: 0 }),
-            platform,
-            values: PhantomData,
+        const { assert!(align_of::<Slot<T>>() <= FRAME_BYTES as usize) };
+        let shape = Shape {
+            slot_bytes: size_of::<Slot<T>>(),
+            per_chunk: Slot::<T>::PER_CHUNK,
+            order: Slot::<T>::ORDER,
+            release: release_slot::<T, P>,
         };
-        // SAFETY: the block was just allocated, and its order was chosen for this size.
-        unsafe { body.write(value) };
-        Ok(Self { body })
+        Ok(Self { body: Body::new(platform, shape)?, values: PhantomData })
     }
 
     /// Puts `value` into a free slot. Task only.
@@ -95,7 +90,7 @@ impl<T: Send + Sync + 'static, P: Platform> Slab<T, P> {
     /// drop of the last handle: then it gives `None`. Any context, but dropping what it gives may
     /// be the last drop.
     pub fn get(&self, index: u32) -> Option<Ref<T>> {
-        let slot = self.body().slot(index)?;
+        let slot = self.slot(index)?;
         // SAFETY: slots are constructed before their chunk is published, and freed with the body,
         // which lives as long as this slab.
         unsafe { slot.as_ref() }.head.try_acquire().then(|| handle(slot))
@@ -117,19 +112,21 @@ impl<T: Send + Sync + 'static, P: Platform> Slab<T, P> {
         SlabIter { slab: self, next: Some(0) }
     }
 
-    fn body(&self) -> &Body<T, P> {
+    fn body(&self) -> &Body<P> {
         // SAFETY: the body lives while the slab counts as a reference to it.
         unsafe { self.body.as_ref() }
     }
 
+    /// The slot `index`, in use or not, if it was ever made.
+    fn slot(&self, index: u32) -> Option<NonNull<Slot<T>>> {
+        let chunk = self.body().chunk(index / Slot::<T>::PER_CHUNK)?.cast::<Slot<T>>();
+        // SAFETY: a chunk holds `PER_CHUNK` slots.
+        Some(unsafe { chunk.add((index % Slot::<T>::PER_CHUNK) as usize) })
+    }
+
     /// Takes a slot off the free list, or else makes new ones.
     fn vacant(&self) -> Result<Vacant<'_, T, P>> {
-        let body = self.body();
-        let slot = match body.pop() {
-            Some(head) => head.cast(),
-            None => body.grow(self.body.cast())?,
-        };
-        Ok(Vacant { slab: self, slot })
+        Ok(Vacant { slab: self, slot: Body::vacant(self.body)?.cast() })
     }
 }
 
@@ -167,7 +164,7 @@ impl<T: Send + Sync + 'static, P: Platform> Iterator for SlabIter<'_, T, P> {
     fn next(&mut self) -> Option<Ref<T>> {
         while let Some(index) = self.next {
             // Chunks are numbered without gaps: the first slot that is missing is the end.
-            self.next = self.slab.body().slot(index).and_then(|_| index.checked_add(1));
+            self.next = self.slab.slot(index).and_then(|_| index.checked_add(1));
             if let Some(handle) = self.slab.get(index) {
                 return Some(handle);
             }
@@ -243,8 +240,9 @@ impl<T: Send + Sync + 'static, P: Platform> Drop for Vacant<'_, T, P> {
     }
 }
 
-/// The slab's header, which outlives the slab while slots are in use.
-struct Body<T, P: Platform> {
+/// The slab's header, which outlives the slab while slots are in use. What it does is the same code for
+/// values of every type.
+struct Body<P: Platform> {
     /// The slab, and each slot that is in use.
     references: AtomicU64,
     /// Where the header itself lies.
@@ -254,7 +252,18 @@ struct Body<T, P: Platform> {
     /// Taken with no other lock held. Guards the list and the `next` of every slot on it.
     free: Lock<FreeList>,
     platform: P,
-    values: PhantomData<fn() -> T>,
+    shape: Shape,
+}
+
+/// What the code for all types must know of a [`Slot`] of one.
+#[derive(Clone, Copy)]
+struct Shape {
+    slot_bytes: usize,
+    per_chunk: u32,
+    /// Of a chunk.
+    order: u8,
+    /// What the last handle to a slot calls.
+    release: unsafe fn(NonNull<Head>),
 }
 
 struct FreeList {
@@ -270,19 +279,41 @@ const fn order_for(bytes: usize) -> u8 {
     bytes.div_ceil(FRAME_BYTES as usize).next_power_of_two().trailing_zeros() as u8
 }
 
-impl<T: Send + Sync + 'static, P: Platform> Body<T, P> {
+impl<P: Platform> Body<P> {
     const ORDER: u8 = order_for(size_of::<Self>());
 
-    fn chunk(&self, number: u32) -> Option<NonNull<Slot<T>>> {
-        let word = self.chunks.get(u64::from(number))?;
-        Some(self.platform.phys_to_virt(PhysAddr::new(word.get()).align_down(FRAME_BYTES)).cast())
+    #[inline(never)]
+    fn new(platform: P, shape: Shape) -> Result<NonNull<Self>> {
+        const { assert!(align_of::<Self>() <= FRAME_BYTES as usize) };
+        let phys = platform.alloc_frames(Self::ORDER, ANYWHERE).ok_or(Error::NoMemory)?;
+        let body = platform.phys_to_virt(phys).cast::<Self>();
+        let value = Self {
+            references: AtomicU64::new(1),
+            phys,
+            chunks: RadixMap::new(platform.clone()),
+            free: Lock::new(FreeList { first: None, chunks: 0 }),
+            platform,
+            shape,
+        };
+        // SAFETY: the block was just allocated, and its order was chosen for this size.
+        unsafe { body.write(value) };
+        Ok(body)
     }
 
-    /// The slot `index`, in use or not, if it was ever made.
-    fn slot(&self, index: u32) -> Option<NonNull<Slot<T>>> {
-        let chunk = self.chunk(index / Slot::<T>::PER_CHUNK)?;
-        // SAFETY: a chunk holds `PER_CHUNK` slots.
-        Some(unsafe { chunk.add((index % Slot::<T>::PER_CHUNK) as usize) })
+    fn chunk(&self, number: u32) -> Option<NonNull<u8>> {
+        let word = self.chunks.get(u64::from(number))?;
+        Some(self.platform.phys_to_virt(PhysAddr::new(word.get()).align_down(FRAME_BYTES)))
+    }
+
+    /// Takes a slot off the free list, or else makes new ones.
+    #[inline(never)]
+    fn vacant(this: NonNull<Self>) -> Result<NonNull<Head>> {
+        // SAFETY: alive through the slab that is borrowed.
+        let body = unsafe { this.as_ref() };
+        match body.pop() {
+            Some(head) => Ok(head),
+            None => body.grow(this.cast()),
+        }
     }
 
     fn pop(&self) -> Option<NonNull<Head>> {
@@ -301,16 +332,15 @@ impl<T: Send + Sync + 'static, P: Platform> Body<T, P> {
     }
 
     /// Makes a chunk of slots: the first for the caller, the others for the free list.
-    fn grow(&self, this: NonNull<()>) -> Result<NonNull<Slot<T>>> {
-        const { assert!(align_of::<Slot<T>>() <= FRAME_BYTES as usize) };
-        let order = Slot::<T>::ORDER;
+    fn grow(&self, this: NonNull<()>) -> Result<NonNull<Head>> {
+        let order = self.shape.order;
         let mut number = self.free.lock(&self.platform).chunks;
         let phys = self.platform.alloc_frames(order, ANYWHERE).ok_or(Error::NoMemory)?;
-        let first = self.platform.phys_to_virt(phys).cast::<Slot<T>>();
+        let first = self.platform.phys_to_virt(phys).cast::<Head>();
         let word = PRESENT | phys.as_u64();
         let last = loop {
             // SAFETY: the block is not published yet, and was allocated for a chunk.
-            let result = unsafe { construct_chunk::<T, P>(this, first, number) }
+            let result = unsafe { construct_chunk(self.shape, this, first, number) }
                 .and_then(|last| self.chunks.insert(u64::from(number), word).map(|()| last));
             match result {
                 Ok(last) => break last,
@@ -328,12 +358,26 @@ impl<T: Send + Sync + 'static, P: Platform> Body<T, P> {
         // SAFETY: the chunk is live; its slots are on no list, but linked to each other from the
         // second on.
         unsafe {
-            if let Some(second) = *first.as_ref().head.next.get() {
+            if let Some(second) = *first.as_ref().next.get() {
                 *last.as_ref().next.get() = free.first;
                 free.first = Some(second);
             }
         }
         Ok(first)
+    }
+
+    /// Ends the use of a slot.
+    ///
+    /// # Safety
+    /// The slot is one of a slab on this platform, it was in use, and its value is gone.
+    #[inline(never)]
+    unsafe fn retire(head: NonNull<Head>) {
+        // SAFETY: the body lives, because slots in use count as references to it.
+        unsafe {
+            let this = head.as_ref().slab.cast::<Self>();
+            this.as_ref().push(head);
+            Self::release(this);
+        }
     }
 
     /// Gives up one reference; the last frees everything. Values are gone by then.
@@ -347,11 +391,11 @@ impl<T: Send + Sync + 'static, P: Platform> Body<T, P> {
         if body.references.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
         }
-        let (platform, phys) = (body.platform.clone(), body.phys);
+        let (platform, phys, order) = (body.platform.clone(), body.phys, body.shape.order);
         for (_, word) in &body.chunks {
             let chunk = PhysAddr::new(word.get()).align_down(FRAME_BYTES);
             // SAFETY: no slot is in use, and there is no slab to find one with.
-            unsafe { platform.free_frames(chunk, Slot::<T>::ORDER) };
+            unsafe { platform.free_frames(chunk, order) };
         }
         // SAFETY: this was the last reference; the block was allocated by `new`.
         unsafe {
@@ -364,24 +408,20 @@ impl<T: Send + Sync + 'static, P: Platform> Body<T, P> {
 /// Makes the slots of chunk `number`, all free, each but the last linked to the next. Gives the last.
 ///
 /// # Safety
-/// `first` points to a block for a chunk that is the caller's alone; `slab` to the body.
-unsafe fn construct_chunk<T: Send + Sync + 'static, P: Platform>(
-    slab: NonNull<()>,
-    first: NonNull<Slot<T>>,
-    number: u32,
-) -> Result<NonNull<Head>> {
+/// `first` points to a block for a chunk of slots of this shape that is the caller's alone; `slab` to the
+/// body.
+unsafe fn construct_chunk(shape: Shape, slab: NonNull<()>, first: NonNull<Head>, number: u32) -> Result<NonNull<Head>> {
     let full = Error::NoSpace(NoSpaceReason::Slots);
-    let count = Slot::<T>::PER_CHUNK;
+    let count = shape.per_chunk;
     let index = number.checked_mul(count).ok_or(full)?;
     index.checked_add(count - 1).ok_or(full)?;
     let mut next = None;
-    let mut last = first.cast();
+    let mut last = first;
     for offset in (0..count).rev() {
         // SAFETY: the block holds `count` slots, and nobody else knows of them.
         unsafe {
-            let slot = first.add(offset as usize);
-            let head = slot.cast::<Head>();
-            head.write(Head::new(slab, index + offset, next, release_slot::<T, P>));
+            let head = first.byte_add(offset as usize * shape.slot_bytes);
+            head.write(Head::new(slab, index + offset, next, shape.release));
             if next.is_none() {
                 last = head;
             }
@@ -397,14 +437,11 @@ unsafe fn construct_chunk<T: Send + Sync + 'static, P: Platform>(
 /// The slot is one of a `Slab<T, P>`, and its count has just become zero.
 unsafe fn release_slot<T: Send + Sync + 'static, P: Platform>(head: NonNull<Head>) {
     let slot = head.cast::<Slot<T>>();
-    // SAFETY: the slot holds a value that nobody can reach any more, and the slab's header lives
-    // because slots in use count as references to it. The value is dropped under no lock, since its
-    // `drop` may do anything.
+    // SAFETY: the slot holds a value that nobody can reach any more. It is dropped under no lock, since
+    // its `drop` may do anything.
     unsafe {
-        let body = head.as_ref().slab.cast::<Body<T, P>>();
         Slot::value(slot).drop_in_place();
-        body.as_ref().push(head);
-        Body::release(body);
+        Body::<P>::retire(head);
     }
 }
 
