@@ -226,8 +226,13 @@ impl<P: Platform> Iommu<P> {
 
     /// Every device that was probed, also those that no IOMMU covers.
     pub fn devices(&self) -> impl Iterator<Item = Device> {
-        let held = |slot: &Ref<DeviceSlot>| self.devices.holds(Ref::index(slot));
-        self.devices.iter().filter(held).map(Device::new)
+        let mut slots = self.devices.iter();
+        core::iter::from_fn(move || self.next_device(&mut slots))
+    }
+
+    #[inline(never)]
+    fn next_device(&self, slots: &mut impl Iterator<Item = Ref<DeviceSlot>>) -> Option<Device> {
+        slots.find(|slot| self.devices.holds(Ref::index(slot))).map(Device::new)
     }
 
     /// Whether the device was probed and not released since.

@@ -57,7 +57,7 @@ impl<P: Platform> ContextTables<P> {
     }
 
     /// Calls `visit` with every context entry of every bus that has a table.
-    pub(super) fn each(&self, mut visit: impl FnMut(Context<'_, P>)) {
+    pub(super) fn each(&self, visit: &mut dyn FnMut(Context<'_, P>)) {
         for table in self.tables.tables() {
             for entry in 0..table.len() / self.entry_words() {
                 visit(self.context(table, entry));
@@ -152,7 +152,7 @@ mod tests {
                 assert_eq!(tables.find(requester).unwrap().read::<[u64; 2]>(), entry);
             }
             let mut present = 0;
-            tables.each(|context| present += u32::from(context.read::<[u64; 2]>() == entry));
+            tables.each(&mut |context| present += u32::from(context.read::<[u64; 2]>() == entry));
             assert_eq!(present, 6);
         });
     }

@@ -313,8 +313,10 @@ impl<P: Platform> VtdUnit<P> {
 
     /// Blocks every device at once, because the unit does not do what it is told, until
     /// [`unfence`](Self::unfence).
+    #[cold]
+    #[inline(never)]
     pub(super) fn fence(&self) {
-        self.tables.each(|context| context.fence());
+        self.tables.each(&mut |context| context.fence());
     }
 
     /// What a fenced unit has cached is not known, so nothing may be let through.
@@ -324,8 +326,10 @@ impl<P: Platform> VtdUnit<P> {
 
     /// After a reset: lets devices through again that [`fence`](Self::fence) has blocked. The caller
     /// owes a global invalidation: absent entries may be cached as well.
+    #[cold]
+    #[inline(never)]
     pub(super) fn unfence(&self) {
-        self.tables.each(|context| {
+        self.tables.each(&mut |context| {
             if !self.is_of_fenced_device(&context) {
                 context.unfence();
             }
