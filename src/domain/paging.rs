@@ -149,17 +149,6 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         self.usual.is_some_and(|window| window.covers(&range))
     }
 
-    /// A map that is not as usual.
-    ///
-    /// # Safety
-    /// As [`Domain::map`](super::Domain::map).
-    #[inline(never)]
-    unsafe fn map_any(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
-        self.check(range)?;
-        // SAFETY: passed on to the caller.
-        unsafe { self.map_anywhere(range, phys, prot, sizes) }
-    }
-
     /// An unmap that is not as usual.
     ///
     /// # Safety
@@ -180,7 +169,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
     ///
     /// # Safety
     /// As [`Domain::map`](super::Domain::map).
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn map_anywhere(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
         let mut stray = TableList::new();
         // SAFETY: passed on to the caller.
@@ -295,8 +284,9 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
             site::MAPPED_ONE.publish(&self.platform);
             return Ok(());
         }
+        self.check(range)?;
         // SAFETY: passed on to the caller.
-        unsafe { self.map_any(range, phys, prot, sizes) }
+        unsafe { self.map_anywhere(range, phys, prot, sizes) }
     }
 
     unsafe fn map_reserved(&self, range: IovaRange, phys: PhysAddr, prot: Prot) -> Result<()> {
