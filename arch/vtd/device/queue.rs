@@ -62,8 +62,10 @@ impl Position {
         if tail >= bytes {
             return Err(INVALID_TAIL);
         }
-        // The head can only be beyond the end when IQA was changed under a queue that is not empty.
-        Ok(Self { width, base: queue_address & !0xfff, bytes, head: head & bytes.wrapping_sub(1), mode })
+        // The head can be beyond the end, or between two descriptors, only when IQA was changed under a queue
+        // that is enabled. A head that is not aligned would never meet the tail (11.4.9.1: bit 4 is zero).
+        let offsets = bytes.wrapping_sub(width.bytes() as u32);
+        Ok(Self { width, base: queue_address & !0xfff, bytes, head: head & offsets, mode })
     }
 
     /// Where the descriptor is.

@@ -91,6 +91,23 @@ fn wide_descriptors() {
     assert_eq!(unit.step(), Step::QueueError(4));
 }
 
+/// 11.4.9.1: bit 4 of IQH is zero with wide descriptors, also when the width changed under the queue.
+/// Otherwise the head would never meet the tail.
+#[test]
+fn the_head_is_aligned_to_its_descriptor() {
+    let unit = started(with(Cap::empty(), Ecap::SMTS));
+    unit.write64(offset::IQA, QUEUE);
+    unit.process(&[GLOBAL_IOTLB]);
+    assert_eq!(unit.read64(offset::IQH), 0x10);
+    for word in (0..0x1000).step_by(32) {
+        unit.host().poke(QUEUE + word, 0x12);
+    }
+    unit.write64(offset::IQA, QUEUE | 1 << 11);
+    unit.write64(offset::IQT, 0x40);
+    assert_eq!(unit.run(), 4, "two are fetched and executed");
+    assert_eq!(unit.read64(offset::IQH), 0x40);
+}
+
 /// IQEI (11.4.9.9), and what stands in memory or registers.
 #[test]
 fn errors_stop_at_their_descriptor() {
