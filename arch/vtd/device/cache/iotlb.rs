@@ -61,6 +61,12 @@ pub(in crate::arch::vtd::device) struct IotlbLine {
 }
 
 impl IotlbLine {
+    /// Whether the line says that nothing is translated in a block larger than the `1 << mask` pages that
+    /// changed: what did change there is a table, then, and not a leaf.
+    pub(super) fn lacks_table(&self, mask: u8) -> bool {
+        self.found.is_err() && self.block_bits > mask.saturating_add(12)
+    }
+
     pub(super) fn overlaps(&self, address: u64, mask: u8, counted: u64) -> bool {
         overlap(self.base, self.block_bits, address, mask, counted)
     }

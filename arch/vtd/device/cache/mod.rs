@@ -202,8 +202,12 @@ impl<P: Platform> Caches<P> {
             }
             IotlbScope::Pages { domain, address, mask, changed } => {
                 let (address, guest) = (address.as_u64(), self.iotlb.guest_addresses());
+                // A fault of a table may be cached where tables are (6.2.5.5), which the hint preserves.
+                let preserved = |line: &IotlbLine| changed == Changed::Leaves && line.lacks_table(mask);
                 self.iotlb.remove(|line| {
-                    line.domain == domain && (!line.mapping.is_second_stage() || line.overlaps(address, mask, guest))
+                    line.domain == domain
+                        && (!line.mapping.is_second_stage() || line.overlaps(address, mask, guest))
+                        && !preserved(line)
                 });
                 self.structures.remove(|line| {
                     line.domain == domain

@@ -169,6 +169,26 @@ fn in_caching_mode_a_missing_table_is_cached_for_all_that_it_would_cover() {
     assert_eq!(unit.goes(read(0x23_0000)), Ok(0x7000));
 }
 
+/// 6.2.5.5, and 11.4.6.4: IH says that nothing changed but leaves.
+#[test]
+fn in_caching_mode_a_missing_table_outlives_an_invalidation_of_leaves() {
+    const LEAVES: u64 = 1 << 6;
+    let unit = started(with(Cap::CM, Ecap::empty()));
+    unit.map(0, 3, 0x20_0000, 1, 0);
+    assert_eq!(unit.goes(read(0x23_0000)), Err(6));
+    unit.map(0, 3, 0x23_0000, 0, 0x7000 | 3);
+    unit.process(&[pages(0x23_0000 | LEAVES), pages(0x20_0000 | LEAVES | 8)]);
+    assert_eq!(unit.goes(read(0x23_0000)), Err(6), "the table that was put there is none of them");
+    unit.process(&[pages(0x23_0000)]);
+    assert_eq!(unit.goes(read(0x23_0000)), Ok(0x7000));
+    // A large page is a leaf, if all of it is named.
+    unit.map(0, 3, 0x40_0000, 1, 0);
+    assert_eq!(unit.goes(read(0x43_0000)), Err(6));
+    unit.map(0, 3, 0x40_0000, 1, 0x80_0000 | 0x83);
+    unit.process(&[pages(0x40_0000 | LEAVES | 9)]);
+    assert_eq!(unit.goes(read(0x43_0000)), Ok(0x83_0000));
+}
+
 #[test]
 fn in_caching_mode_a_missing_context_entry_is_cached_under_domain_0() {
     let unit = unit(with(Cap::CM, Ecap::empty()));
