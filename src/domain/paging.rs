@@ -8,7 +8,7 @@ use super::features::Switches;
 use super::{DirtyBitmap, DirtyTracking, Domain, DomainKind, site};
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::error::{Error, InvalidReason, Result, WaitReason};
-use crate::iotlb::{DeviceTlb, Flush, Invalidation, MAX_DEVICE_TLBS, Tags, Ticket};
+use crate::iotlb::{DeviceTlb, Flush, Invalidation, MAX_DEVICE_TLBS, Snapshot, Tags, Ticket};
 use crate::ops::{DomainFeatures, DomainOps, DomainSpec, MapFlush, Stage, Unit, UnitTraits};
 use crate::pgtable::{DirtyRead, Format, MapError, PageSizes, PageTable, Run, Short, TableList};
 use crate::platform::Platform;
@@ -98,6 +98,18 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
     /// Invalidates in every cache and waits. All units work at the same time.
     pub(super) fn invalidate(&self, flush: &Flush) -> Result<()> {
         let snapshot = self.tags.read();
+        match snapshot.only() {
+            Some((unit, tag)) if !site::REQUEST.is_skipped() => {
+                let (ranges, depth) = (flush.ranges(), flush.depth());
+                unit.wait(unit.invalidate(&Invalidation { tag, devices: &[], ranges, depth })?)
+            }
+            _ => self.invalidate_everywhere(&snapshot, flush),
+        }
+    }
+
+    /// [`invalidate`](Self::invalidate), whatever there are of caches.
+    #[inline(never)]
+    fn invalidate_everywhere(&self, snapshot: &Snapshot<'_, P>, flush: &Flush) -> Result<()> {
         let mut result = Ok(());
         let mut under_way: heapless::Vec<(&Unit, Ticket), TICKETS_AT_ONCE> = heapless::Vec::new();
         for (unit, tag) in snapshot.iter() {

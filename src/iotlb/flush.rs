@@ -53,14 +53,15 @@ impl Flush {
     /// Adds a range; one that touches or overlaps it is merged.
     #[inline]
     pub fn add(&mut self, range: IovaRange) {
-        // Mostly there is one range, and this one begins inside it or right behind it.
-        if let [only] = self.ranges.as_mut_slice()
-            && only.start() <= range.start()
-            && range.start().as_u64().wrapping_sub(1) <= only.last().as_u64()
-        {
-            *only = join(*only, range);
-        } else {
-            self.add_anywhere(range);
+        // Mostly it is the first, or there is one, and this begins inside it or right behind it.
+        match self.ranges.as_mut_slice() {
+            [] => drop(self.ranges.push(range)),
+            [only]
+                if only.start() <= range.start() && range.start().as_u64().wrapping_sub(1) <= only.last().as_u64() =>
+            {
+                *only = join(*only, range);
+            }
+            _ => self.add_anywhere(range),
         }
     }
 

@@ -348,6 +348,7 @@ impl Slot {
     }
 
     /// The content of a slot that was seen `LIVE` by a registered reader or under the lock.
+    #[inline]
     fn content(&self) -> Option<&(Unit, CacheTag)> {
         if self.state.load(Ordering::Acquire) != LIVE {
             return None;
@@ -379,6 +380,16 @@ impl<P: Platform> Snapshot<'_, P> {
     #[inline]
     pub fn iter(&self) -> impl Iterator<Item = (&Unit, CacheTag)> {
         self.all().filter(|(_, tag)| tag.device.is_none()).map(|(unit, tag)| (unit, *tag))
+    }
+
+    /// The tag that there is, if it is easy to see that there is no other, of a device TLB either.
+    #[inline]
+    pub fn only(&self) -> Option<(&Unit, CacheTag)> {
+        let [first, second] = &self.tags.inline;
+        let (unit, tag) = first.content()?;
+        // A device TLB has a tag beside its unit's.
+        let alone = second.content().is_none() && self.tags.chunks.load(Ordering::Acquire) == 0;
+        alone.then_some((unit, *tag))
     }
 
     /// The device TLBs that are filled from what `unit` caches under `tag`.
