@@ -166,6 +166,7 @@ impl<P: Platform> Claim<'_, P> {
             return Err(Error::NoDevice);
         }
         if self.read(|state| state.in_doubt) {
+            self.check_members(domain, None)?;
             self.block_all();
         }
         let old = self.read(|state| state.domain.clone());
@@ -178,11 +179,13 @@ impl<P: Platform> Claim<'_, P> {
         Ok(())
     }
 
+    fn check_members(&self, domain: &Domain, newcomer: Option<&Device>) -> Result<()> {
+        self.members(newcomer).try_for_each(|device| check(domain, device.iommu()?))
+    }
+
     /// Moves the sources of every member but `newcomer` from `old` to `domain`, or none.
     fn move_all(&self, domain: &Domain, old: &Domain, newcomer: Option<&Device>) -> Result<()> {
-        for device in self.members(newcomer) {
-            check(domain, device.iommu()?)?;
-        }
+        self.check_members(domain, newcomer)?;
         for device in self.members(newcomer) {
             map_direct_regions(domain, device.iommu()?, self.scope_of(domain))?;
         }

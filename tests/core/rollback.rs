@@ -1,7 +1,8 @@
 //! A group that cannot be moved as a whole stays where it is.
 
-use iommu::{Device, Error, IncompatibleReason, Prot};
+use iommu::{Device, DomainKind, Error, IncompatibleReason, Prot, RegionKind};
 
+use crate::fake::Event;
 use crate::world::{World, group, map, pages, source};
 
 /// A group of three devices with four sources, attached to a domain that maps page 1.
@@ -35,6 +36,29 @@ fn whichever_attach_fails_all_devices_have_the_old_domain() {
             assert_eq!(world.end(), 0);
         }
     }
+}
+
+#[test]
+fn after_hardware_failed_the_same_domain_is_attached_anew_and_what_does_not_fit_changes_nothing() {
+    let world = World::new(1);
+    world.reserve(1, 0x10_0000, 0x10_ffff, RegionKind::Direct);
+    let device = world.device(1);
+    let (old, new) = (world.domain(&device), world.domain(&device));
+    world.iommu.attach_device(&old, &device).unwrap();
+    world.unit().state().fail_attach = Some((0, Error::Fenced));
+    assert_eq!(world.iommu.replace(&new, group(&device)), Err(Error::Fenced));
+    let blocked = world.iommu.replace(world.iommu.blocked_domain(), group(&device));
+    assert_eq!(blocked, Err(Error::Incompatible(IncompatibleReason::DirectRegion)));
+    assert!(world.unit().domain_of(source(1)).unwrap().ptr_eq(&old), "this unit has not blocked it");
+    world.unit().take_log();
+    world.iommu.attach_device(&old, &device).unwrap();
+    let log = world.unit().take_log();
+    assert!(matches!(log[..], [Event::Block(_), .., Event::Attach(_, DomainKind::Paging)]), "{log:?}");
+    // Once.
+    world.iommu.attach_device(&old, &device).unwrap();
+    assert!(world.unit().take_log().is_empty());
+    drop((device, old, new));
+    assert_eq!(world.end(), 0);
 }
 
 #[test]
