@@ -200,7 +200,7 @@ fn in_caching_mode_absent_entries_are_invalidated_too() {
     assert!(is_context_flush(old, before, before));
     assert!(is_context_flush(new, DomainId::new(0), id), "absent entries are cached under number 0");
     map(&domain, 0x5000, 0x1000).unwrap();
-    let pages = IotlbScope::Pages { domain: id, address: Iova::new(0x5000), mask: 0, changed: Changed::Leaves };
+    let pages = IotlbScope::Pages { domain: id, address: Iova::new(0x5000), mask: 0, changed: Changed::Tables };
     assert!(matches!(world.executed().as_slice(), [Request::Iotlb(scope, _)] if *scope == pages));
 }
 

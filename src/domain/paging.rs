@@ -213,7 +213,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
     /// walks through empty tables that large pages replaced. If that fails the mapping is taken
     /// back, and what hardware may have seen of it is deferred.
     fn flush_map(&self, range: IovaRange, mut flush: Flush) -> Result<()> {
-        flush.add(range);
+        flush.add_mapped(range);
         let flushed = self.sync(&mut flush);
         if flushed.is_err() {
             // SAFETY: the caller of `map` keeps others away from the range, and it was just mapped.

@@ -15,17 +15,19 @@ pub struct Flush {
     ranges: heapless::Vec<IovaRange, GATHER_RANGES>,
     /// Detached tables, to be freed after the invalidation.
     pub tables: TableList,
+    /// Whether tables may have been put in where an absent entry can be cached.
+    installs: bool,
 }
 
 impl Flush {
     /// Nothing to invalidate.
     pub const fn new() -> Self {
-        Self { ranges: heapless::Vec::new(), tables: TableList::new() }
+        Self::of_tables(TableList::new())
     }
 
     /// Tables that were detached without a range yet.
     pub const fn of_tables(tables: TableList) -> Self {
-        Self { ranges: heapless::Vec::new(), tables }
+        Self { ranges: heapless::Vec::new(), tables, installs: false }
     }
 
     /// Whether there is nothing to invalidate and nothing to free.
@@ -47,7 +49,14 @@ impl Flush {
 
     /// Whether walk caches must go.
     pub fn depth(&self) -> Depth {
-        if self.tables.is_empty() { Depth::Leaves } else { Depth::Tables }
+        if self.tables.is_empty() && !self.installs { Depth::Leaves } else { Depth::Tables }
+    }
+
+    /// Adds a range that was mapped, for units that cache absent entries: a walk cache may hold an absent
+    /// entry of any level there, from before this map or one that failed after it had put tables in.
+    pub fn add_mapped(&mut self, range: IovaRange) {
+        self.installs = true;
+        self.add(range);
     }
 
     /// Adds a range; one that touches or overlaps it is merged.
@@ -101,6 +110,7 @@ impl Flush {
             self.add(range);
         }
         self.tables.append(platform, core::mem::take(&mut other.tables));
+        self.installs |= core::mem::take(&mut other.installs);
     }
 }
 
@@ -124,6 +134,7 @@ fn gap(a: IovaRange, b: IovaRange) -> u64 {
 mod tests {
     use super::{Flush, GATHER_RANGES};
     use crate::addr::{Iova, IovaRange};
+    use crate::iotlb::Depth;
 
     fn pages(first: u64, count: u64) -> IovaRange {
         IovaRange::from_len(Iova::new(first << 12), count << 12).unwrap()
@@ -145,6 +156,15 @@ mod tests {
         flush.add(top);
         flush.add(pages(0, 1));
         assert_eq!(flush.ranges(), [top, pages(0, 1)]);
+    }
+
+    #[test]
+    fn what_was_mapped_may_have_got_tables() {
+        let mut flush = Flush::new();
+        flush.add(pages(1, 1));
+        assert_eq!(flush.depth(), Depth::Leaves);
+        flush.add_mapped(pages(2, 1));
+        assert_eq!((flush.depth(), flush.ranges()), (Depth::Tables, [pages(1, 2)].as_slice()));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub struct Ticket(pub u64);
 pub enum Depth {
     /// Leaves only; caches of upper levels may stay (VT-d's invalidation hint, Arm's leaf bit).
     Leaves,
-    /// Tables were detached or replaced.
+    /// Tables were detached or replaced, or put in where walk caches may know that there was none.
     Tables,
 }
 

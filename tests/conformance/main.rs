@@ -32,6 +32,7 @@ const CASES: &[Case] = &[
     Case { name: "translation::long_copy", devices: one_lsi, run: translation::long_copy },
     Case { name: "translation::scattered", devices: one_edu, run: translation::scattered },
     Case { name: "translation::top_of_the_window", devices: one_edu, run: translation::top_of_the_window },
+    Case { name: "translation::absent_then_mapped", devices: one_edu, run: translation::absent_then_mapped },
     Case { name: "translation::unmap_after_warm", devices: one_edu, run: translation::unmap_after_warm },
     Case { name: "translation::unmap_many_after_warm", devices: one_edu, run: translation::unmap_many_after_warm },
     Case { name: "translation::remap_is_seen", devices: one_edu, run: translation::remap_is_seen },

@@ -129,6 +129,19 @@ pub(crate) fn unmap_after_warm(machine: &dyn Machine) -> TestResult {
     Ok(())
 }
 
+/// A device asks before there is so much as a table for its address.
+pub(crate) fn absent_then_mapped(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    let buffer = machine.buffer(4096)?;
+    for iova in [0x60_0000, 0x8060_0000] {
+        rig.assert_blocked("edu", Iova::new(iova), Access::Read);
+        map(&domain, iova, &buffer, Prot::RW)?;
+        rig.assert_reaches("edu", Iova::new(iova), &buffer, 0, 64);
+    }
+    Ok(())
+}
+
 /// Many pages through one gather: more ranges than it keeps apart.
 pub(crate) fn unmap_many_after_warm(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
