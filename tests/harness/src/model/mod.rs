@@ -4,9 +4,9 @@
 //! crate's own device half as VT-d unit. It is deterministic as long as one thread drives it: the unit
 //! makes its steps while the driver accesses registers or turns in a wait, how many a seed decides.
 //!
-//! It is stricter than QEMU's machine. Where ECAP.C says that the unit does not snoop, it sees what the
-//! driver has cleaned and nothing else; its caches keep what they may; with caching mode also what is not
-//! present.
+//! It is stricter than QEMU's machine. Where ECAP.C and, for page tables of scalable mode, PWSNP say that
+//! the unit does not snoop, it sees what the driver has cleaned and nothing else; its caches keep what they
+//! may; with caching mode also what is not present.
 //!
 //! | file | what it holds |
 //! |---|---|
@@ -95,7 +95,8 @@ impl ModelX86 {
         let ram = Arc::new(GuestRam::private(&ranges)?);
         let unit = options.vtd.as_ref().map(|vtd| model.config(vtd));
         let memory = match &unit {
-            Some(unit) if !unit.ecap.contains(Ecap::C) => {
+            // ECAP.C does not speak for page tables of scalable mode (11.4.3).
+            Some(unit) if !unit.ecap.contains(Ecap::C) || unit.ecap.contains(Ecap::SMTS) => {
                 let buffers = if unit.cap.contains(Cap::RWBF) { WriteBuffers::Keep } else { WriteBuffers::None };
                 Memory::cached(ram.clone(), buffers)?
             }
