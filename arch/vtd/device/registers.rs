@@ -18,7 +18,7 @@ const QUEUE_OFFSET: u32 = 0x7_fff0;
 /// Bits 18:5 of PQH and PQT.
 const PAGE_QUEUE_OFFSET: u32 = 0x7_ffe0;
 /// Bits of the protected memory registers that are reserved (N:0): regions are multiples of 2 MiB.
-const PROTECTED_GRANULE: u64 = 0x1f_ffff;
+pub(super) const PROTECTED_GRANULE: u64 = 0x1f_ffff;
 
 /// The doubleword of `value` at `offset`.
 pub(super) const fn half(value: u64, offset: usize) -> u32 {

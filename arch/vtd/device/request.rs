@@ -69,8 +69,8 @@ impl Request {
 pub struct Answer {
     /// The address behind the unit, the offset in the page included.
     pub phys: PhysAddr,
-    /// log2 of the bytes of the naturally aligned block for which this holds; 63 when nothing is
-    /// translated.
+    /// log2 of the bytes of the naturally aligned block for which this holds: a page, or less of it where
+    /// a part is answered otherwise (interrupts, protected memory). 63 while translation is off.
     pub page_bits: u8,
     /// What is permitted there.
     pub prot: Prot,

@@ -3,6 +3,7 @@
 
 use super::cache::{IotlbKey, IotlbLine, Mapping};
 use super::chooser::{Chooser, Fracture, Retention};
+use super::registers::PROTECTED_GRANULE;
 use super::walk::{
     self, ContextInfo, Dirty, Goal, Leaf, Lookup, Mode, PasidInfo, Stage, Stages, Structure, StructureCache,
 };
@@ -164,7 +165,25 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
         {
             return Err(UNSUPPORTED);
         }
-        Ok(answer)
+        Ok(Answer { page_bits: self.alike_bits(&look, request, &answer), ..answer })
+    }
+
+    /// log2 of the bytes around a request that are answered alike: what tables say, less what is not up
+    /// to them.
+    fn alike_bits(&self, look: &Look, request: &Request, answer: &Answer) -> u8 {
+        // The largest block around an address that has none of the interrupt range, or is in it.
+        let beside = |address: u64| (address ^ INTERRUPTS.start()).checked_ilog2().unwrap_or(0).max(20) as u8;
+        let mut bits = answer.page_bits;
+        if look.enabled {
+            bits = bits.min(self.config.host_address_bits).min(beside(answer.phys.as_u64()));
+            if request.pasid.is_none() {
+                bits = bits.min(beside(request.address));
+            }
+        }
+        match look.protection {
+            Protection::On => bits.min(PROTECTED_GRANULE.trailing_ones() as u8),
+            Protection::Off => bits,
+        }
     }
 
     /// What registers say, and what the IOTLB has for an untranslated request: all at one moment.

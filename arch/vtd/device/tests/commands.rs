@@ -194,6 +194,7 @@ fn protected_memory_is_blocked_without_a_fault() {
     ] {
         assert_eq!(unit.goes(write(address)), expected, "{address:#x}");
     }
+    assert_eq!(unit.translate(&write(0x40_0000)).unwrap().page_bits, 21, "not so before it");
     // Translated requests are judged by where they go.
     unit.map(0, 3, 0x5000, 0, 0x20_1000 | 3);
     unit.map(0, 3, 0x20_0000, 0, 0x5000 | 3);

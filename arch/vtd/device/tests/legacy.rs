@@ -227,6 +227,24 @@ fn the_interrupt_address_range() {
     }
 }
 
+/// Who keeps an answer for all of its block must not send interrupts to memory.
+#[test]
+fn an_answer_holds_for_no_more_than_its_block() {
+    let unit = started(DeviceConfig::default());
+    let bits = |address| unit.translate(&write(address)).unwrap().page_bits;
+    unit.map(0, 3, 0xfee0_0000, 1, 0x80_0000 | 0x83);
+    assert_eq!(bits(0xfef8_0000), 20, "half of a page of 2 MiB: the other half are interrupts");
+    unit.map(0, 3, 0xc000_0000, 2, 0x4000_0000 | 0x83);
+    unit.process(&[DOMAIN]);
+    assert_eq!((bits(0xc000_5000), bits(0xfef0_0000)), (29, 20));
+    // By where it leads.
+    unit.map(0, 3, 0x4000_0000, 2, 0xc000_0000 | 0x83);
+    assert_eq!(bits(0x4000_5000), 29);
+    unit.legacy_context(DEVICE, 2 << 2 | 1, 0x702);
+    unit.process(&[CONTEXT, DOMAIN]);
+    assert_eq!((bits(0x5000), bits(0x1_0000_0000)), (31, 32), "passed through");
+}
+
 /// 11.4.7.6, bits worked out by hand.
 #[test]
 fn faults_are_recorded() {
