@@ -11,7 +11,7 @@ use super::{Answer, Blocked, Host, Privilege, Recorded, Request, RequestAccess, 
 use crate::addr::PhysAddr;
 use crate::arch::vtd::layout::fault::{Access, AddressType as FaultAddressType, Privileges};
 use crate::arch::vtd::layout::registers::{Global, PMEN_PRS, TableMode};
-use crate::arch::vtd::layout::scalable::ScalableContextEntry;
+use crate::arch::vtd::layout::scalable::{PASID_INDEX_BITS, ScalableContextEntry};
 use crate::arch::vtd::layout::tables::TranslationType;
 use crate::arch::vtd::layout::{Cap, DomainId, Ecap, FaultReason, FaultRecord};
 use crate::bus::AddressType;
@@ -285,7 +285,7 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
         Lookup { goal, ..Lookup::from(request) }
     }
 
-    /// The PASID that selects the PASID table entry of a request (SCT.6, SCT.9, SCT.10, SGN.10).
+    /// The PASID that selects the PASID table entry of a request (SCT.6, SCT.7, SCT.9, SCT.10, SGN.10).
     fn pasid_of(&self, entry: &ScalableContextEntry, request: &Request, recorded: Recorded) -> Result<u32, Blocked> {
         /// EPTR.
         const PASIDS_IN_TRANSLATED: u64 = 1 << 6;
@@ -294,6 +294,10 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
         let [low, ..] = entry.words;
         let permitted = match request.address_type {
             AddressType::Translated if low & PASIDS_IN_TRANSLATED == 0 => return fault(0x49), // SCT.10
+            // Nobody walks for them, who would find out (4.2.5).
+            AddressType::Translated if pasid >> PASID_INDEX_BITS >= entry.directory_entries() => {
+                return fault(0x46); // SCT.7
+            }
             AddressType::Translated => true,
             _ => entry.permits_pasids(),
         };

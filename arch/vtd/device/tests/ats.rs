@@ -108,3 +108,16 @@ fn scalable_mode() {
     assert_eq!(unit.goes(translated(write(0x5000))), Err(0x44), "SCT.5");
     assert_eq!(told(&unit, write(0x5000)), Err(0x44));
 }
+
+#[test]
+fn translated_requests_with_pasid() {
+    const EPTR: u64 = 1 << 6;
+    let config = configured(Cap::empty());
+    let unit = unit(DeviceConfig { ecap: config.ecap | Ecap::PTRS, ..config });
+    unit.start_scalable(PASIDE | DTE | EPTR);
+    let of = |pasid, request| Request { pasid: Some(pasid), ..request };
+    // No PASID table is asked (4.2.5), but the directory has 128 entries of 64 PASIDs each.
+    assert_eq!(unit.goes(of(8191, translated(write(0x5000)))), Ok(0x5000));
+    assert_eq!(unit.goes(of(8192, translated(write(0x5000)))), Err(0x46), "SCT.7");
+    assert_eq!(unit.goes(of(0, translated(write(0x5000)))), Err(0x48), "SCT.9");
+}
