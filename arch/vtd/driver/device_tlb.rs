@@ -92,7 +92,7 @@ impl<P: Platform> VtdUnit<P> {
             });
             for range in blocks.chain(everything) {
                 // There is room for so many.
-                let _ = requests.push(self.device_request(source, device.ats, range).encode());
+                let _ = requests.push(self.device_request(source, device.ats, range));
             }
         }
         let ticket = self.queue.submit(&self.registers, &requests)?;
@@ -156,7 +156,7 @@ impl<P: Platform> VtdUnit<P> {
         self.registers.is_translating().unwrap_or(false)
     }
 
-    fn device_request(&self, source: u16, ats: Ats, range: DeviceRange) -> Request {
+    fn device_request(&self, source: u16, ats: Ats, range: DeviceRange) -> Descriptor {
         // Reserved without invalidation throttling (6.5.2.5).
         let throttles = self.capabilities().ecap.contains(Ecap::DIT);
         let physical_function = match ats.physical_function {
@@ -165,7 +165,7 @@ impl<P: Platform> VtdUnit<P> {
             function => function,
         };
         // Zero stands for 32.
-        Request::DeviceTlb { source, physical_function, max_pending: ats.max_pending & 31, range }
+        Request::DeviceTlb { source, physical_function, max_pending: ats.max_pending & 31, range }.encode()
     }
 
     /// A device that did not answer to `request` reaches nothing any more, until the unit is reset. Any
@@ -197,6 +197,7 @@ impl<P: Platform> VtdUnit<P> {
             && list.list.lock(&self.platform).iter().any(|(source, _)| self.tables.find(*source).is_some_and(is_same))
     }
 
+    #[inline(never)]
     fn is_fenced_device(&self, source: u16) -> bool {
         let list = &self.fenced_devices;
         list.count.load(Ordering::SeqCst) != 0
@@ -209,7 +210,7 @@ impl<P: Platform> VtdUnit<P> {
         let fenced = self.fenced_devices.list.lock(&self.platform).clone();
         let asks = self.registers.is_translating()?;
         for (source, ats) in fenced {
-            let request = self.device_request(source, ats, DeviceRange::ALL).encode();
+            let request = self.device_request(source, ats, DeviceRange::ALL);
             // Without translation they had nothing to ask for, and begin anew.
             let answer = if asks { self.queue.run(&self.registers, &[request]) } else { Ok(()) };
             match answer {

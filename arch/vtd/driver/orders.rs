@@ -66,14 +66,13 @@ impl<P: Platform> VtdUnit<P> {
     /// context entry before it, may be cached with domain id 0 (6.2.2, 6.2.3). Emulations look for the
     /// id of the new entry instead.
     pub(super) fn forget_absent_pasid_entry(&self, source: u16, new: Cached) -> Result<()> {
-        let pasid = RID_PASID.as_u32();
         self.in_order(
             site::ABSENT_PASID_WAIT,
             &[
                 (site::ABSENT_PASID_CONTEXT, of_device(ABSENT_ID, source)),
                 (site::ABSENT_PASID_CACHE, of_pasid(ABSENT_ID)),
                 (site::ABSENT_PASID_CACHE_NEW, of_pasid(new.id)),
-                (site::ABSENT_PASID_IOTLB, Request::PasidIotlb(PasidIotlbScope::Pasid { domain: new.id, pasid })),
+                (site::ABSENT_PASID_IOTLB, translations_of_pasid(new.id)),
             ],
         )
     }
@@ -83,7 +82,7 @@ impl<P: Platform> VtdUnit<P> {
     pub(super) fn forget_device(&self, source: u16, cached: Option<Cached>) -> Result<()> {
         let id = cached.map_or(ABSENT_ID, |cached| cached.id);
         let context = (site::DEVICE_CONTEXT, of_device(id, source));
-        let pasid = (site::DEVICE_PASID, Request::PasidCache(PasidScope::Domain(id)));
+        let pasid = (site::DEVICE_PASID, Request::PasidCache(PasidScope::Domain(id)).encode());
         let iotlb = (site::DEVICE_IOTLB, self.of_domain(id));
         match (cached, self.mode()) {
             (None, _) => self.in_order(site::DEVICE_WAIT, &[context]),
@@ -104,17 +103,17 @@ impl<P: Platform> VtdUnit<P> {
             site::COPIED_WAIT,
             &[
                 (site::COPIED_CONTEXT, of_device(ABSENT_ID, source)),
-                (site::COPIED_PASID, Request::PasidCache(PasidScope::Global)),
-                (site::COPIED_IOTLB, Request::Iotlb(IotlbScope::Global, drain(self.capabilities()))),
+                (site::COPIED_PASID, Request::PasidCache(PasidScope::Global).encode()),
+                (site::COPIED_IOTLB, self.all_translations()),
             ],
         )
     }
 
     /// Everything, under a new root table (6.6).
     pub(super) fn forget_everything(&self) -> Result<()> {
-        let context = (site::TABLES_CONTEXT, Request::Context(ContextScope::Global));
-        let pasid = (site::TABLES_PASID, Request::PasidCache(PasidScope::Global));
-        let iotlb = (site::TABLES_IOTLB, Request::Iotlb(IotlbScope::Global, drain(self.capabilities())));
+        let context = (site::TABLES_CONTEXT, Request::Context(ContextScope::Global).encode());
+        let pasid = (site::TABLES_PASID, Request::PasidCache(PasidScope::Global).encode());
+        let iotlb = (site::TABLES_IOTLB, self.all_translations());
         // PASID-cache requests are refused outside scalable mode (Table 26).
         match self.mode() {
             TableMode::Scalable => self.run(site::TABLES_WAIT, &[context, pasid, iotlb]),
@@ -124,21 +123,24 @@ impl<P: Platform> VtdUnit<P> {
 
     /// What an entry that was present leads to: by domain for the second stage, whose walks are cached
     /// so; else by PASID (Tables 23 and 24).
-    fn translations_of(&self, cached: Cached) -> Request {
+    fn translations_of(&self, cached: Cached) -> Descriptor {
         match cached.by {
             PasidTranslation::SecondStage | PasidTranslation::Nested => self.of_domain(cached.id),
-            PasidTranslation::FirstStage | PasidTranslation::PassThrough => {
-                Request::PasidIotlb(PasidIotlbScope::Pasid { domain: cached.id, pasid: RID_PASID.as_u32() })
-            }
+            PasidTranslation::FirstStage | PasidTranslation::PassThrough => translations_of_pasid(cached.id),
         }
     }
 
-    fn of_domain(&self, id: DomainId) -> Request {
-        Request::Iotlb(IotlbScope::Domain(id), drain(self.capabilities()))
+    fn of_domain(&self, id: DomainId) -> Descriptor {
+        Request::Iotlb(IotlbScope::Domain(id), drain(self.capabilities())).encode()
+    }
+
+    fn all_translations(&self) -> Descriptor {
+        Request::Iotlb(IotlbScope::Global, drain(self.capabilities())).encode()
     }
 
     /// Runs an order, unless the unit was not given the tables, or is off: then nothing is cached.
-    pub(super) fn in_order(&self, wait: Site, requests: &[(Site, Request)]) -> Result<()> {
+    #[inline(never)]
+    pub(super) fn in_order(&self, wait: Site, requests: &[(Site, Descriptor)]) -> Result<()> {
         if !self.may_cache() {
             return Ok(());
         }
@@ -149,9 +151,12 @@ impl<P: Platform> VtdUnit<P> {
     }
 
     /// Makes requests and waits for all of them; if that fails, every device is blocked.
-    fn run(&self, wait: Site, requests: &[(Site, Request)]) -> Result<()> {
-        let made = requests.iter().filter(|(site, _)| !site.is_skipped()).map(|(_, request)| request.encode());
-        let made: heapless::Vec<Descriptor, MAX_REQUESTS> = made.take(MAX_REQUESTS).collect();
+    fn run(&self, wait: Site, requests: &[(Site, Descriptor)]) -> Result<()> {
+        let mut made: heapless::Vec<Descriptor, MAX_REQUESTS> = heapless::Vec::new();
+        for (_, request) in requests.iter().filter(|(site, _)| !site.is_skipped()) {
+            // No order is longer.
+            let _ = made.push(*request);
+        }
         let done = self
             .queue
             .submit(&self.registers, &made)
@@ -160,10 +165,14 @@ impl<P: Platform> VtdUnit<P> {
     }
 }
 
-fn of_device(domain: DomainId, source: u16) -> Request {
-    Request::Context(ContextScope::Device { domain, source, function_mask: 0 })
+fn of_device(domain: DomainId, source: u16) -> Descriptor {
+    Request::Context(ContextScope::Device { domain, source, function_mask: 0 }).encode()
 }
 
-fn of_pasid(domain: DomainId) -> Request {
-    Request::PasidCache(PasidScope::Pasid { domain, pasid: RID_PASID.as_u32() })
+fn of_pasid(domain: DomainId) -> Descriptor {
+    Request::PasidCache(PasidScope::Pasid { domain, pasid: RID_PASID.as_u32() }).encode()
+}
+
+fn translations_of_pasid(domain: DomainId) -> Descriptor {
+    Request::PasidIotlb(PasidIotlbScope::Pasid { domain, pasid: RID_PASID.as_u32() }).encode()
 }
