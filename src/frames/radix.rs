@@ -145,6 +145,7 @@ impl<V: Word, P: Platform> RadixMap<V, P> {
         RadixIter { map: self, next: Some(0) }
     }
 
+    #[inline(never)]
     fn find(&self, key: u64) -> Option<&AtomicU64> {
         let (mut node, height) = split_root(self.root.load(Ordering::Acquire))?;
         if !covers(height, key) {

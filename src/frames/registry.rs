@@ -70,6 +70,7 @@ impl<T: Send + Sync + 'static, P: Platform> Registry<T, P> {
     }
 
     /// Whether the registry still holds the value in slot `index`.
+    #[inline(never)]
     pub fn holds(&self, index: u32) -> bool {
         self.slab.get(index).is_some_and(|slot| slot.own.lock(&self.platform).is_some())
     }

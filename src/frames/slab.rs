@@ -89,6 +89,7 @@ impl<T: Send + Sync + 'static, P: Platform> Slab<T, P> {
     /// A handle to the value in slot `index`, if there is one. Takes no lock and may run beside the
     /// drop of the last handle: then it gives `None`. Any context, but dropping what it gives may
     /// be the last drop.
+    #[inline(never)]
     pub fn get(&self, index: u32) -> Option<Ref<T>> {
         let slot = self.slot(index)?;
         // SAFETY: slots are constructed before their chunk is published, and freed with the body,
@@ -161,6 +162,7 @@ pub struct SlabIter<'a, T: Send + Sync + 'static, P: Platform> {
 impl<T: Send + Sync + 'static, P: Platform> Iterator for SlabIter<'_, T, P> {
     type Item = Ref<T>;
 
+    #[inline(never)]
     fn next(&mut self) -> Option<Ref<T>> {
         while let Some(index) = self.next {
             // Chunks are numbered without gaps: the first slot that is missing is the end.

@@ -236,6 +236,7 @@ impl<P: Platform> Iommu<P> {
     }
 
     /// Whether the device was probed and not released since.
+    #[inline(never)]
     fn is_present(&self, device: &Device) -> bool {
         let index = device.index();
         self.devices.holds(index) && self.devices.get(index).map(Device::new).as_ref() == Some(device)

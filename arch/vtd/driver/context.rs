@@ -45,12 +45,14 @@ impl<P: Platform> ContextTables<P> {
     }
 
     /// The context entry of a requester, if its bus has a context table.
+    #[inline(never)]
     pub(super) fn find(&self, requester: u16) -> Option<Context<'_, P>> {
         let (word, entry) = self.place(requester);
         self.tables.find(word).map(|table| self.context(table, entry))
     }
 
     /// The context entry of a requester; its bus gets a context table if it has none. Task only.
+    #[inline(never)]
     pub(super) fn find_or_make(&self, requester: u16) -> Result<Context<'_, P>> {
         let (word, entry) = self.place(requester);
         self.tables.find_or_make(word).map(|table| self.context(table, entry))

@@ -247,6 +247,7 @@ impl<P: Platform> UnitRegisters<P> {
         })?
     }
 
+    #[inline(never)]
     fn take_turn(&self) -> Result<Turn<'_>> {
         wait_until(&self.platform, COMMAND_LIMIT, WaitReason::Claim, || {
             let free = self.commanding.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);

@@ -55,6 +55,7 @@ impl<P: Platform, const N: usize> Slot<'_, P, N> {
     }
 
     /// Fills an entry that is not present; the store that makes it present is the last one.
+    #[inline(never)]
     pub(super) fn publish(&self, entry: impl Into<[u64; N]>) {
         let words: [u64; N] = entry.into();
         for (index, word) in words.into_iter().enumerate().skip(1) {

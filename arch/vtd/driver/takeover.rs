@@ -89,6 +89,7 @@ struct Copy<'a, P: Platform> {
 
 impl<P: Platform> Copy<'_, P> {
     /// Word `index` of the table at `base`; `None` where it cannot be read.
+    #[inline(never)]
     fn word(&mut self, base: u64, index: usize) -> Option<u64> {
         self.left = self.left.checked_sub(1)?;
         let address = base.checked_add((index as u64).checked_mul(8)?)?;

@@ -24,6 +24,7 @@ impl<P: Platform> Queue<P> {
     /// - *Time-out*: the batch with the device that did not answer fails. What the unit may have
     ///   dropped of other batches is appended anew.
     /// - *Completion error*: noted. The unit goes on by itself, and times out if the answer was lost.
+    #[inline(never)]
     pub fn recover(&self, unit: &UnitRegisters<P>) {
         if !unit.fault_status().intersects(FaultStatus::QUEUE) {
             return;
