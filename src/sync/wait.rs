@@ -19,18 +19,18 @@ pub fn wait_until<P: Platform, T>(
     reason: WaitReason,
     mut poll: impl FnMut() -> Option<T>,
 ) -> Result<T> {
-    if let Some(value) = poll() {
-        return Ok(value);
-    }
-    let deadline = platform.now() + limit;
+    let mut deadline = None;
     loop {
-        let late = platform.now() >= deadline;
+        let late = deadline.is_some_and(|deadline| platform.now() >= deadline);
         if let Some(value) = poll() {
             return Ok(value);
         }
         if late {
             return Err(Error::TimedOut(reason));
         }
-        relax(platform);
+        match deadline {
+            Some(_) => relax(platform),
+            None => deadline = Some(platform.now() + limit),
+        }
     }
 }

@@ -108,7 +108,7 @@ impl<P: Platform> UnitRegisters<P> {
         let _turn = self.take_turn()?;
         self.registers.write64(offset::RTADDR, mode.root_table_address(root));
         site::ROOT_TABLE.publish(&self.platform);
-        self.command(site::ROOT_TABLE_WAIT, Global::RTP, Global::empty(), |status| status.contains(Global::RTP))
+        self.command(site::ROOT_TABLE_WAIT, Global::RTP, Global::empty(), Global::RTP)
     }
 
     /// Turns translation on.
@@ -117,7 +117,7 @@ impl<P: Platform> UnitRegisters<P> {
     /// [`Error::TimedOut`], [`Error::NoDevice`].
     pub fn enable_translation(&self) -> Result<()> {
         let _turn = self.take_turn()?;
-        self.command(site::ENABLE_WAIT, Global::TE, Global::empty(), |status| status.contains(Global::TE))
+        self.command(site::ENABLE_WAIT, Global::TE, Global::empty(), Global::TE)
     }
 
     /// Turns translation off: from now on DMA reaches all memory.
@@ -126,7 +126,7 @@ impl<P: Platform> UnitRegisters<P> {
     /// [`Error::TimedOut`], [`Error::NoDevice`].
     pub fn disable_translation(&self) -> Result<()> {
         let _turn = self.take_turn()?;
-        self.command(site::DISABLE_WAIT, Global::empty(), Global::TE, |status| !status.contains(Global::TE))
+        self.command(site::DISABLE_WAIT, Global::empty(), Global::TE, Global::empty())
     }
 
     /// Whether the root table that the unit was told last is in this mode. *Any context.*
@@ -144,7 +144,7 @@ impl<P: Platform> UnitRegisters<P> {
             return Ok(());
         }
         let _turn = self.take_turn()?;
-        self.command(site::DISABLE_REMAPPING_WAIT, Global::empty(), Global::IRE, |status| !status.contains(Global::IRE))
+        self.command(site::DISABLE_REMAPPING_WAIT, Global::empty(), Global::IRE, Global::empty())
     }
 
     /// Flushes the write buffers of a unit that needs it (CAP.RWBF); nothing on others (VT-d 6.8).
@@ -158,7 +158,7 @@ impl<P: Platform> UnitRegisters<P> {
             return Ok(());
         }
         let _turn = self.take_turn()?;
-        self.command(site::WRITE_BUFFER_WAIT, Global::WBF, Global::empty(), |status| !status.contains(Global::WBF))
+        self.command(site::WRITE_BUFFER_WAIT, Global::WBF, Global::empty(), Global::empty())
     }
 
     /// Turns the protected memory regions off (VT-d 11.4.8.1). To be done when translation is on.
@@ -188,13 +188,13 @@ impl<P: Platform> UnitRegisters<P> {
         let _turn = self.take_turn()?;
         self.registers.write32(offset::IQT, 0);
         self.registers.write64(offset::IQA, queue_address);
-        self.command(site::ENABLE_QUEUE_WAIT, Global::QIE, Global::empty(), |status| status.contains(Global::QIE))
+        self.command(site::ENABLE_QUEUE_WAIT, Global::QIE, Global::empty(), Global::QIE)
     }
 
     /// Turns queued invalidation off; the queue must be quiet (VT-d 6.5.2). IQH becomes zero.
     pub(super) fn disable_queue(&self) -> Result<()> {
         let _turn = self.take_turn()?;
-        self.command(site::DISABLE_QUEUE_WAIT, Global::empty(), Global::QIE, |status| !status.contains(Global::QIE))
+        self.command(site::DISABLE_QUEUE_WAIT, Global::empty(), Global::QIE, Global::empty())
     }
 
     /// IQH: the byte offset of the descriptor to be fetched next.
@@ -232,8 +232,10 @@ impl<P: Platform> UnitRegisters<P> {
         QueueError(self.registers.read64(offset::IQERCD))
     }
 
-    /// Gives a command and waits until it is `done` (VT-d 11.4.4.1). The caller has the turn.
-    fn command(&self, wait: Site, set: Global, clear: Global, done: impl Fn(Global) -> bool) -> Result<()> {
+    /// Gives a command and waits until the status has of its bits those of `done` (VT-d 11.4.4.1). The
+    /// caller has the turn.
+    #[inline(never)]
+    fn command(&self, wait: Site, set: Global, clear: Global, done: Global) -> Result<()> {
         let status = self.status()?;
         let command = status & Global::STICKY & !clear | set;
         self.registers.write32(offset::GCMD, command.bits());
@@ -241,7 +243,7 @@ impl<P: Platform> UnitRegisters<P> {
             return Ok(());
         }
         wait_until(&self.platform, COMMAND_LIMIT, WaitReason::Register, || match self.status() {
-            Ok(status) if done(status) => Some(Ok(())),
+            Ok(status) if status & (set | clear) == done => Some(Ok(())),
             Ok(_) => None,
             Err(gone) => Some(Err(gone)),
         })?
