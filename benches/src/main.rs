@@ -5,7 +5,8 @@
 //! Rounds are interleaved, and a sample counts only if a reference pass just before it ran
 //! undisturbed, for shared machines slow down by turns. Compare ratios, not figures of two runs.
 //!
-//! What a strict unmap adds is measured on its own, with a unit that completes at once.
+//! What a strict unmap adds is measured on its own, with a unit that completes at once; and what a request
+//! of a device costs in the unit in software.
 //!
 //! `cargo run --release -p iommu-benches [-- case ...]`
 
@@ -14,6 +15,7 @@ mod contenders;
 mod pool;
 mod sample;
 mod strict;
+mod translate;
 
 use cases::CASES;
 use contenders::CONTENDERS;
@@ -50,4 +52,5 @@ fn main() {
         }
     }
     strict::run(&quiet, &wanted);
+    translate::run(&quiet, &wanted);
 }

@@ -198,7 +198,7 @@ impl PciConfig for OneFunction {
 
 /// The pool, with units that do at once what they are told.
 #[derive(Clone, Copy)]
-struct Machine;
+pub(crate) struct Machine;
 
 // SAFETY: as the pool's own platform.
 unsafe impl Platform for Machine {
@@ -243,7 +243,7 @@ unsafe impl Platform for Machine {
 
 /// The registers of a unit: a write of the tail completes the batch, whatever it asks for.
 #[derive(Default)]
-struct AtOnce {
+pub(crate) struct AtOnce {
     status: AtomicU32,
     tail: AtomicU32,
     queue: AtomicU64,
