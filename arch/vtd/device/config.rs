@@ -2,7 +2,9 @@
 
 use crate::arch::vtd::layout::{Cap, Ecap};
 
-/// How a unit is made. Registers say what is set here; the unit does it.
+/// How a unit is made. Registers say what is set here, and the unit does it, but for what it cannot do, and
+/// whoever sets it must do beside the unit or not show: interrupt remapping and posting ([`Ecap::IR`] brings
+/// its registers only), host permission tables, memory types, execute requests, enhanced and virtual commands.
 ///
 /// ```
 /// use iommu::arch::vtd::device::DeviceConfig;

@@ -87,8 +87,10 @@ pub trait Host: Send + Sync {
     /// the unit need not see stores to tables.
     fn flush_write_buffers(&self) {}
 
-    /// Waits until accesses that were translated before are through (VT-d 6.5.4). A host whose devices
-    /// keep an answer for longer than the call that gave it must implement this.
+    /// Waits until accesses that were translated before are through (VT-d 6.5.4). A wait is completed after
+    /// that, and software then uses the memory for something else. So who translates on one thread while
+    /// another steps must implement this: it waits for each [`translate`](super::VtdDevice::translate) that
+    /// has begun, and for the access that its answer was for. Who does both on one thread needs not.
     fn drain(&self, what: Drain) {
         let _ = what;
     }

@@ -91,20 +91,20 @@
 //! ```
 
 mod cache;
-pub mod chooser;
-pub mod config;
+mod chooser;
+mod config;
 mod events;
 mod faults;
-pub mod host;
-pub mod page_requests;
+mod host;
+mod page_requests;
 mod queue;
 mod registers;
-pub mod request;
-pub mod step;
+mod request;
+mod step;
 #[cfg(test)]
 mod tests;
 mod translate;
-pub mod unit;
+mod unit;
 pub mod walk;
 
 pub use chooser::{Chooser, Fracture, InOrder, Precision, Retention, Seeded};
