@@ -175,29 +175,52 @@ impl<P: Platform> Tags<P> {
     /// The caller has invalidated everything under the tag before. Task context.
     ///
     /// # Errors
-    /// [`WaitReason::Readers`] when an unmap did not finish in its time: the number must stay
-    /// quarantined. [`InvalidReason::WrongDomain`] when there is no such tag.
+    /// [`WaitReason::Readers`] when an unmap did not finish in its time: the number must stay quarantined,
+    /// until a later call succeeds. [`InvalidReason::WrongDomain`] when there is no such tag.
     pub fn release(&self, unit: &Unit, tag: CacheTag) -> Result<Last> {
+        if self.withdraw(unit, tag)? == Last::No {
+            return Ok(Last::No);
+        }
+        self.wait_for_readers()?;
         let slot = {
             let _guard = self.users.lock(&self.platform);
-            let slot = self
-                .live_slots()
-                .find(|slot| slot.content().is_some_and(|(u, t)| u.ptr_eq(unit) && *t == tag))
-                .ok_or(Error::Invalid(InvalidReason::WrongDomain))?;
-            // SAFETY: under the lock.
-            let users = unsafe { &mut *slot.users.get() };
-            *users = users.saturating_sub(1);
-            if *users > 0 {
-                return Ok(Last::No);
-            }
-            slot.state.store(WITHDRAWN, Ordering::Release);
+            let slot = self.find(WITHDRAWN, unit, tag).ok_or(Error::Invalid(InvalidReason::WrongDomain))?;
+            slot.state.store(TAKEN, Ordering::Release);
             slot
         };
-        self.wait_for_readers()?;
-        // SAFETY: withdrawn, and every reader that may have seen it live has left.
+        // SAFETY: it was withdrawn, every reader that may have seen it live has left, and this call has taken
+        // it.
         unsafe { (*slot.content.get()).assume_init_drop() };
         slot.state.store(FREE, Ordering::Release);
         Ok(Last::Yes)
+    }
+
+    /// Takes one use from a tag, and with the last one the tag from readers that come later; a release
+    /// that gave up is taken up again.
+    fn withdraw(&self, unit: &Unit, tag: CacheTag) -> Result<Last> {
+        let _guard = self.users.lock(&self.platform);
+        let Some(slot) = self.find(LIVE, unit, tag) else {
+            let given_up = self.find(WITHDRAWN, unit, tag);
+            return given_up.map(|_| Last::Yes).ok_or(Error::Invalid(InvalidReason::WrongDomain));
+        };
+        // SAFETY: under the lock.
+        let users = unsafe { &mut *slot.users.get() };
+        *users = users.saturating_sub(1);
+        if *users > 0 {
+            return Ok(Last::No);
+        }
+        slot.state.store(WITHDRAWN, Ordering::Release);
+        Ok(Last::Yes)
+    }
+
+    /// The slot of a tag in this state, `LIVE` or `WITHDRAWN`. Under the lock.
+    fn find(&self, state: u32, unit: &Unit, tag: CacheTag) -> Option<&Slot> {
+        self.slots().filter(|slot| slot.state.load(Ordering::Acquire) == state).find(|slot| {
+            // SAFETY: filled before it became live, and dropped only by who takes it from this state, which
+            // happens under the lock.
+            let (of, found) = unsafe { (*slot.content.get()).assume_init_ref() };
+            of.ptr_eq(unit) && *found == tag
+        })
     }
 
     /// Registers as a reader and gives a snapshot of the tags. What the caller stored before is

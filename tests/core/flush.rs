@@ -239,7 +239,7 @@ fn units_that_cache_absent_entries_are_told_of_every_map() {
     assert_eq!(world.read(1, 0x1000), None);
     world.unit().take_log();
     map(&domain, pages(1, 1), 0x8000, Prot::RW).unwrap();
-    assert!(matches!(world.unit().take_log()[..], [Event::Invalidate(_, 1, Depth::Leaves), Event::Wait]));
+    assert!(matches!(world.unit().take_log()[..], [Event::Invalidate(_, 1, Depth::Tables), Event::Wait]));
     assert_eq!(world.read(1, 0x1000), Some(0x8000));
     // If it cannot be told, the mapping is taken back.
     for submit in [true, false] {

@@ -150,8 +150,13 @@ fn a_number_is_not_given_back_while_a_reader_may_use_it() {
     assert_eq!(stage.all(), []);
     let next = stage.acquire(0, None).unwrap();
     assert_ne!(next.id, tag.id);
+    // Taken up again, it succeeds, once.
+    assert_eq!(stage.release(0, tag), Ok(Last::Yes));
+    assert_eq!(stage.release(0, tag), Err(Error::Invalid(InvalidReason::WrongDomain)));
+    assert_eq!(stage.all(), [next.id]);
     assert_eq!(stage.release(0, next), Ok(Last::Yes));
-    assert_eq!(stage.end(), 0, "the unit is let go with the tags");
+    assert!(stage.tags.is_empty());
+    assert_eq!(stage.end(), 0);
 }
 
 struct Finally<F: Fn()>(F);

@@ -67,6 +67,7 @@ const EXPLAINED: &[(&str, &str)] = &[
     ("VT-d: IOTLB, of a PASID entry made present", TABLE_28),
     ("VT-d: PASID cache, of a device that is fenced or may use its TLB otherwise", TABLE_28),
     ("VT-d: IOTLB, of a device that is fenced or may use its TLB otherwise", TABLE_28),
+    ("VT-d: write-buffer flush of a device that may use its TLB otherwise", NO_EXCHANGE),
     ("VT-d: context cache, of a device that may use its TLB otherwise", NO_EXCHANGE),
     ("VT-d: context cache, of a PASID entry that was pass-through", EMULATIONS),
     ("VT-d: PASID cache, as it is now, of a PASID entry made present", EMULATIONS),

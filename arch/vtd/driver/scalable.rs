@@ -155,7 +155,8 @@ impl<P: Platform> VtdUnit<P> {
         // What is cached of its absence goes with that of the PASID entry, if that is absent.
         match cached {
             Some(_) if self.capabilities().caches_absent() => self.forget_absent_device(source),
-            _ => Ok(()),
+            Some(_) => self.flush_write_buffer(site::DEVICE_WRITE_BUFFER),
+            None => Ok(()),
         }
     }
 

@@ -115,6 +115,7 @@ sites! {
     TABLES_WAIT = "VT-d: wait for the caches under a new root table";
 
     // Write buffers.
+    DEVICE_WRITE_BUFFER = "VT-d: write-buffer flush of a device that may use its TLB otherwise";
     PRESENT_WRITE_BUFFER = "VT-d: write-buffer flush of an entry made present";
     UNFENCED_WRITE_BUFFER = "VT-d: write-buffer flush of entries made present under a new root table";
     ROOT_TABLE_WRITE_BUFFER = "VT-d: write-buffer flush of everything, before the root table is told";

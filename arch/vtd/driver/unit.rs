@@ -209,9 +209,13 @@ impl<P: Platform> VtdUnit<P> {
             None => give_back(),
             Some(Err(_)) => {
                 // What is cached of it is told to go, and kept if that fails.
-                let _ = self.change(&found, source, None);
-                self.release(unit, domain, tlb);
-                self.quarantine(unit, domain, tag);
+                let removed = self.change(&found, source, None);
+                if removed.before.is_some() {
+                    let _ = self.leave(unit, requester, domain, &removed, tlb);
+                } else {
+                    self.release(unit, domain, tlb);
+                    self.quarantine(unit, domain, tag);
+                }
             }
         }
         left.and(shown.unwrap_or(Ok(())))
@@ -383,9 +387,11 @@ impl<P: Platform> VtdUnit<P> {
         let Some(tag) = tag else { return };
         let Ok(domain) = self.translated(domain) else { return };
         let Some(tags) = tags_of::<P>(&domain) else { return };
-        // After an error the number is never used again.
-        if tags.release(unit, tag) == Ok(Last::Yes) && tag.device.is_none() {
-            self.ids.free(tag.id);
+        match tags.release(unit, tag) {
+            Ok(Last::Yes) if tag.device.is_none() => self.ids.free(tag.id),
+            // An unmap has not let go of it in its time.
+            Err(Error::TimedOut(_)) => self.quarantine(unit, &domain, Some(tag)),
+            _ => {}
         }
     }
 
