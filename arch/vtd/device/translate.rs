@@ -391,8 +391,8 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
             found.map(|leaf| Leaf { enforces_snooping: leaf.enforces_snooping || space.enforces_snooping, ..leaf });
         let line = match found {
             Ok(leaf) => Some(self.line(space, mapping, lookup.address, leaf)),
-            Err(_) if mapping != Mapping::Second || !self.caches_faults() => None,
-            Err(blocked) => self.line_of_fault(space, lookup, missing, blocked),
+            Err(blocked) if self.caches_faults() => self.line_of_fault(space, lookup, missing, blocked),
+            Err(_) => None,
         };
         if let Some(line) = line {
             let mut state = self.state.lock(&self.platform);
@@ -425,8 +425,12 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
         blocked: Blocked,
     ) -> Option<IotlbLine> {
         let (key, domain, pasid, recorded) = (space.key, space.domain, space.pasid, space.recorded);
-        let mapping = Mapping::Second;
         if let Some((base, block_bits, missing)) = missing {
+            // Nested, the block is one of the guest: only of the page that was asked for is it known.
+            let (mapping, base, block_bits) = match space.stages {
+                Stages::Nested(..) => (Mapping::Nested, block(lookup.address, 12), 12),
+                _ => (Mapping::Second, base, block_bits),
+            };
             let found = Err(missing);
             return Some(IotlbLine { key, domain, pasid, mapping, base, block_bits, found, recorded });
         }
@@ -438,7 +442,7 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
         let lookup = Lookup { goal: Goal::Translation(RequestAccess::Read), ..*lookup };
         let cache = &mut walk::NoStructureCache;
         let leaf = walk::second_stage(&self.host, &self.config, root, &lookup, cache).ok()?;
-        Some(self.line(space, mapping, lookup.address, leaf))
+        Some(self.line(space, Mapping::Second, lookup.address, leaf))
     }
 
     /// What a line of the IOTLB says to a request; `None` when tables have to be walked to set a dirty bit.

@@ -309,6 +309,26 @@ fn nested_translations() {
     assert_eq!(unit.goes(of(1, write(0x5678))), Ok(0xa1_2678));
 }
 
+/// 6.2.4.1: what faulted in the second stage may be cached, what faulted in the first is not.
+#[test]
+fn caching_mode_reaches_the_second_stage_of_nested_translations() {
+    let unit = unit(configured(Cap::CM));
+    unit.start_scalable(PASIDE);
+    unit.pasid_entry(1, [top(0) | 3 << 6 | 2 << 2 | 1, 1 << 23 | 7, top(1)]);
+    unit.map(0, 3, tables(1), 1, 0x20_0000 | 0x83);
+    unit.map(1, FIRST, 0x5000, 0, 0);
+    assert_eq!(unit.goes(of(1, read(0x5000))), Err(0x71), "SFS.2");
+    unit.map(1, FIRST, 0x5000, 0, 0x41_2000 | FIRST);
+    assert_eq!(unit.goes(of(1, read(0x5000))), Err(0x79), "SSS.2");
+    unit.map(0, 3, 0x40_0000, 1, 0x60_0000 | 0x83);
+    assert_eq!(unit.goes(of(1, read(0x5000))), Err(0x79));
+    // Another page goes through the same entry, and was not asked for before.
+    unit.map(1, FIRST, 0x6000, 0, 0x41_2000 | FIRST);
+    assert_eq!(unit.goes(of(1, read(0x6000))), Ok(0x61_2000));
+    unit.process(&[[0x7_0032, 0x40_0000 | 9]]);
+    assert_eq!(unit.goes(of(1, read(0x5000))), Ok(0x61_2000));
+}
+
 #[test]
 fn modes_that_the_unit_does_not_have() {
     let unit = unit(DeviceConfig::default());
