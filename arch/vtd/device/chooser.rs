@@ -45,6 +45,21 @@ pub enum Fracture {
     Pieces,
 }
 
+/// Whether a unit in caching mode (CAP.CM) caches that something is absent (VT-d 6.1).
+///
+/// ```
+/// use iommu::arch::vtd::device::{Absence, Chooser, InOrder};
+/// assert_eq!(InOrder.absence(), Absence::Cached);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Absence {
+    /// As the mode permits.
+    Cached,
+    /// Tables are asked each time. A hypervisor that shows caching mode to be told of new mappings needs no
+    /// more, and gets along with guests that invalidate absent entries under another domain id than 0.
+    Walked,
+}
+
 /// Decides where the specification permits several behaviours. Called without a lock.
 ///
 /// The defaults are the strictest that a deterministic unit can be: everything is kept for as long as it
@@ -75,6 +90,11 @@ pub trait Chooser: Send + Sync {
     /// Asked once for each request of a device.
     fn fracture(&self) -> Fracture {
         Fracture::Whole
+    }
+
+    /// Asked for each fault of a unit in caching mode.
+    fn absence(&self) -> Absence {
+        Absence::Cached
     }
 }
 

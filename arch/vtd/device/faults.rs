@@ -35,6 +35,14 @@ impl<P: Platform> Faults<P> {
         Ok(Self { records, count, index: 0, first: 0, status: FaultStatus::empty(), event: Event::RESET })
     }
 
+    /// Empties all, and forgets where to go on.
+    pub(super) fn reset(&mut self) {
+        self.records.values_mut().fill([0; 2]);
+        (self.index, self.first) = (0, 0);
+        self.status = FaultStatus::empty();
+        self.event = Event::RESET;
+    }
+
     fn records(&self) -> &[[u64; 2]] {
         self.records.values().get(..self.count).unwrap_or(&[])
     }

@@ -107,7 +107,7 @@ mod translate;
 mod unit;
 pub mod walk;
 
-pub use chooser::{Chooser, Fracture, InOrder, Precision, Retention, Seeded};
+pub use chooser::{Absence, Chooser, Fracture, InOrder, Precision, Retention, Seeded};
 pub use config::DeviceConfig;
 pub use host::{DeviceAnswer, Host, Snoop, Unreachable};
 pub use page_requests::PageRequestOutcome;

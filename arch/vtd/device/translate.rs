@@ -2,7 +2,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use super::cache::{IotlbKey, IotlbLine, Mapping};
-use super::chooser::{Chooser, Fracture, Retention};
+use super::chooser::{Absence, Chooser, Fracture, Retention};
 use super::registers::PROTECTED_GRANULE;
 use super::walk::{
     self, ContextInfo, Dirty, Goal, Leaf, Lookup, Mode, PasidInfo, Stage, Stages, Structure, StructureCache,
@@ -337,7 +337,7 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
 
     /// CM: what faulted may be cached too.
     fn caches_faults(&self) -> bool {
-        self.config.cap.contains(Cap::CM)
+        self.config.cap.contains(Cap::CM) && self.chooser.absence() == Absence::Cached
     }
 
     /// The PASID table entry of a source.

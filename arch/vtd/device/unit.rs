@@ -124,6 +124,21 @@ impl<P: Platform, H: Host, C: Chooser> VtdDevice<P, H, C> {
         Ok(Self { platform, host, chooser, config, state: Lock::new(state), stepping: AtomicBool::new(false) })
     }
 
+    /// Brings the unit back to the state in which it was made, as the reset of its machine does: nothing is
+    /// translated, queued, cached or recorded, and registers have their defaults (VT-d 11.4).
+    ///
+    /// A device whose TLB holds something must be reset too.
+    pub fn reset(&mut self) {
+        let state = self.state.get_mut();
+        state.registers = RegisterFile::new(self.config, state.registers.places);
+        state.faults.reset();
+        state.pending.clear();
+        state.caches.clear();
+        state.epoch = state.epoch.wrapping_add(1);
+        state.page_writers = 0;
+        state.page_next = 0;
+    }
+
     /// How the unit was made.
     pub const fn config(&self) -> &DeviceConfig {
         &self.config

@@ -34,6 +34,30 @@ fn a_command_is_recorded_then_done() {
 }
 
 #[test]
+fn after_a_reset_all_is_as_in_the_beginning() {
+    let mut unit = unit(DeviceConfig::default());
+    let registers = |unit: &Unit| -> [u32; 0x60] { core::array::from_fn(|index| unit.read32(index * 4)) };
+    let fresh = registers(&unit);
+    unit.start_legacy();
+    unit.map(0, 3, 0x5000, 0, 0x7000 | 3);
+    assert_eq!((unit.goes(read(0x5000)), unit.goes(read(0x9000))), (Ok(0x7000), Err(6)));
+    unit.start_queue();
+    unit.write_descriptors(&[[0x1f, 0]]);
+    unit.write32(offset::IQT, 0x10);
+    unit.run();
+    unit.write32(offset::FECTL, 0);
+    assert_ne!(registers(&unit), fresh);
+    unit.reset();
+    assert_eq!(registers(&unit), fresh);
+    assert_eq!((unit.step(), unit.goes(read(0x5000))), (Step::Idle, Ok(0x5000)));
+    // Of what was cached nothing is left: the same root table, whose first entry is absent now.
+    unit.host().poke(ROOT, 0);
+    unit.set_root(ROOT);
+    unit.set(Global::TE);
+    assert_eq!(unit.goes(read(0x5000)), Err(1));
+}
+
+#[test]
 fn write_buffers_are_flushed_where_there_are_some() {
     let unit = unit(with(Cap::RWBF, Ecap::empty()));
     unit.write32(offset::GCMD, Global::WBF.bits());

@@ -6,7 +6,7 @@ use std::vec;
 use super::{DEVICE, Event, Machine, ROOT, Unit, arena, read, top, unit, with, write};
 use crate::addr::PhysAddr;
 use crate::arch::vtd::device::{
-    Answer, Chooser, DeviceConfig, Fracture, Precision, Request, RequestAccess, Retention, VtdDevice,
+    Absence, Answer, Chooser, DeviceConfig, Fracture, Precision, Request, RequestAccess, Retention, VtdDevice,
 };
 use crate::arch::vtd::layout::registers::{Global, offset};
 use crate::arch::vtd::layout::{Cap, Ecap, FaultReason};
@@ -155,6 +155,33 @@ fn in_caching_mode_a_missing_page_is_cached_under_its_domain() {
     assert_eq!((unit.goes(write(0x5000)), unit.goes(read(0x5000))), (Err(5), Ok(0x7000)));
     unit.process(&[pages(0x5000)]);
     assert_eq!(unit.goes(write(0x5000)), Ok(0x7000));
+}
+
+/// Caching mode that is only shown.
+struct Walks;
+
+impl Chooser for Walks {
+    fn choose(&self, _: usize) -> usize {
+        0
+    }
+    fn absence(&self) -> Absence {
+        Absence::Walked
+    }
+}
+
+#[test]
+fn caching_mode_may_be_shown_and_nothing_absent_be_cached() {
+    let config = with(Cap::CM, Ecap::empty());
+    let unit = VtdDevice::with_chooser(arena(), Machine::default(), config, Walks).unwrap();
+    unit.legacy_context(DEVICE, 0, 0);
+    unit.set_root(ROOT);
+    unit.set(Global::TE);
+    assert_eq!(unit.goes(read(0x5000)), Err(2));
+    unit.legacy_context(DEVICE, top(0) | 1, 0x702);
+    unit.map(0, 3, 0x5000, 0, 0);
+    assert_eq!(unit.goes(read(0x5000)), Err(6));
+    unit.map(0, 3, 0x5000, 0, 0x7000 | 3);
+    assert_eq!(unit.goes(read(0x5000)), Ok(0x7000));
 }
 
 #[test]
