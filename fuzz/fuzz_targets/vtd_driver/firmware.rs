@@ -4,14 +4,15 @@ use iommu::PciAddress;
 use iommu::pci::PciConfig;
 
 use crate::input::Input;
+use crate::world;
 
 /// Functions that the fixed topology has, and one that it has not.
 pub const FUNCTIONS: [u16; 12] =
     [0x0000, 0x0010, 0x0018, 0x0019, 0x00e0, 0x0100, 0x0101, 0x00f0, 0x0208, 0x0210, 0x0308, 0xfff8];
 
 /// Two units: one for 00:02.0, one for the rest; memory reserved for 00:03.0 and for what is below
-/// the root port.
-const STRUCTURES: [&[u8]; 5] = [
+/// the root port; ATS below every root port.
+const STRUCTURES: [&[u8]; 6] = [
     &[0, 0, 24, 0, 0, 0, 0, 0, 0, 0, 0xd9, 0xfe, 0, 0, 0, 0, 1, 8, 0, 0, 0, 0, 2, 0],
     &[1, 0, 32, 0, 0, 0, 0, 0, 0, 0x40, 0, 0x7b, 0, 0, 0, 0, 0xff, 0x5f, 0, 0x7b, 0, 0, 0, 0, 1, 8, 0, 0, 0, 0, 3, 0],
     &[
@@ -20,12 +21,13 @@ const STRUCTURES: [&[u8]; 5] = [
     ],
     &[0, 0, 16, 0, 1, 0, 0, 0, 0, 0x10, 0xd9, 0xfe, 0, 0, 0, 0],
     &[4, 0, 20, 0, 0, 0, 0, 0, 1, 1, b'\\', b'_', b'S', b'B', b'.', b'I', b'2', b'C', b'0', 0],
+    &[2, 0, 8, 0, 1, 0, 0, 0],
 ];
 
 /// A table with the structures of a mask, some bytes of it changed, or any bytes; length and checksum
 /// are right.
 pub fn dmar(input: &mut Input<'_>) -> Vec<u8> {
-    let mask = input.u8() ^ 0x0f;
+    let mask = input.u8() ^ 0x2f;
     let changes = input.below(4);
     let mut table = vec![0; 48];
     table[..4].copy_from_slice(b"DMAR");
@@ -52,10 +54,17 @@ pub fn dmar(input: &mut Input<'_>) -> Vec<u8> {
 
 /// Root complex endpoints, a root port with two functions below it, a bridge to a conventional bus,
 /// and a bridge below that; registers that the fuzzer has chosen on top.
+#[derive(Default)]
 pub struct Pci {
     changes: Vec<(u16, u16, u32)>,
     noise: Option<u64>,
+    /// ATS control of the functions that have it.
+    ats: [u16; 2],
 }
+
+/// Functions with ATS, and where its capability is.
+const ATS: [u16; 2] = [0x0100, 0x0101];
+const ATS_OFFSET: u16 = 0x100;
 
 impl Pci {
     pub fn new(input: &mut Input<'_>) -> Self {
@@ -64,8 +73,47 @@ impl Pci {
             let function = *input.pick(&FUNCTIONS).unwrap();
             (function, input.u16() & 0xffc, input.u32())
         });
-        let changes = changes.collect();
-        Self { changes, noise: (kind >= 0xf0).then(|| input.u64()) }
+        let changes = if kind < 0x80 { Vec::new() } else { changes.collect() };
+        Self { changes, noise: (kind >= 0xf0).then(|| input.u64()), ats: [0; 2] }
+    }
+
+    fn ats(&mut self, function: u16) -> Option<&mut u16> {
+        Some(&mut self.ats[ATS.iter().position(|known| *known == function)?])
+    }
+
+    /// Whether a function uses its device TLB. One that does not show what it is has none.
+    pub fn has_device_tlb(&self, function: u16) -> bool {
+        let shows_itself = self.noise.is_none() && self.changes.iter().all(|(of, ..)| *of != function);
+        let on = |(known, control): (&u16, &u16)| *known == function && control >> 15 != 0;
+        shows_itself && ATS.iter().zip(&self.ats).any(on)
+    }
+
+    fn read(&mut self, function: u16, segment: u16, offset: u16) -> u32 {
+        if let Some((.., value)) = self.changes.iter().find(|(of, at, _)| *of == function && *at == offset) {
+            return *value;
+        }
+        match self.noise {
+            Some(seed) => {
+                let mixed = (seed ^ u64::from(function) << 16 ^ u64::from(offset)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                // Few functions: a full bus takes long, and teaches no more.
+                let is_there = FUNCTIONS.contains(&function) || function & 0xf == seed as u16 & 0xf;
+                if is_there { (mixed >> 24) as u32 } else { u32::MAX }
+            }
+            None if segment != 0 => u32::MAX,
+            None => match self.ats(function) {
+                // Page-aligned requests.
+                Some(control) if offset == ATS_OFFSET + 4 => 0x20 | u32::from(*control) << 16,
+                _ => fixed(function, offset),
+            },
+        }
+    }
+
+    fn write(&mut self, function: u16, offset: u16, value: u32) -> bool {
+        if let Some(control) = self.ats(function).filter(|_| offset == ATS_OFFSET + 4) {
+            *control = (value >> 16) as u16;
+            return *control >> 15 == 0;
+        }
+        false
     }
 }
 
@@ -116,32 +164,30 @@ fn fixed(function: u16, offset: u16) -> u32 {
     }
 }
 
-impl PciConfig for Pci {
+/// What the kernel has at hand.
+pub struct ConfigSpace;
+
+impl PciConfig for ConfigSpace {
     fn read32(&self, function: PciAddress, offset: u16) -> u32 {
         assert!(offset.is_multiple_of(4) && offset < 4096, "{offset:#x}");
-        crate::world::with(|world| world.step());
-        let id = function.requester_id();
-        if let Some((.., value)) = self.changes.iter().find(|(of, at, _)| *of == id && *at == offset) {
-            return *value;
-        }
-        match self.noise {
-            Some(seed) => {
-                let mixed = (seed ^ u64::from(id) << 16 ^ u64::from(offset)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                // Few functions: a full bus takes long, and teaches no more.
-                let is_there = FUNCTIONS.contains(&id) || id & 0xf == seed as u16 & 0xf;
-                if is_there { (mixed >> 24) as u32 } else { u32::MAX }
-            }
-            None if function.segment() == 0 => fixed(id, offset),
-            None => u32::MAX,
-        }
+        world::with(|world| {
+            world.step();
+            world.pci.read(function.requester_id(), function.segment(), offset)
+        })
     }
 
-    fn write32(&self, _function: PciAddress, offset: u16, _value: u32) {
+    fn write32(&self, function: PciAddress, offset: u16, value: u32) {
         assert!(offset.is_multiple_of(4) && offset < 4096, "{offset:#x}");
+        world::with(|world| {
+            let source = function.requester_id();
+            if function.segment() == 0 && world.pci.write(source, offset, value) {
+                world.units.iter().for_each(|unit| unit.device.host().forget(source));
+            }
+        });
     }
 
     fn quirk_aliases(&self, function: PciAddress, add: &mut dyn FnMut(u8)) {
-        if let Some(seed) = self.noise {
+        if let Some(seed) = world::with(|world| world.pci.noise) {
             (0..seed % 4).for_each(|index| add((seed >> (index * 8)) as u8 ^ function.devfn()));
         }
     }

@@ -2,15 +2,23 @@
 
 use std::num::NonZeroU64;
 
-use iommu::arch::vtd;
+use iommu::arch::vtd::device::RequestAccess;
+use iommu::arch::vtd::{self, ModeWish, PreviousTables, VtdOptions};
 use iommu::device::{DeviceInfo, Trust};
-use iommu::ops::{Capability, InterruptKind, Msi};
-use iommu::{BootPolicy, Device, DomainKind, Group, Iommu, Iova, Owner, PciAddress, PhysAddr, Policy, SourceId};
+use iommu::domain::DomainOptions;
+use iommu::ops::{Capability, DomainFeatures, InterruptKind, Msi, Stage};
+use iommu::{
+    AtsPolicy, BootPolicy, Device, Domain, DomainKind, Group, Iommu, Iova, IovaRange, Owner, PciAddress, PhysAddr,
+    Policy, Prot, SourceId,
+};
 
-use crate::firmware::{self, FUNCTIONS, Pci};
+use crate::firmware::{self, ConfigSpace, FUNCTIONS, Pci};
+use crate::host::permission;
 use crate::input::Input;
+use crate::memory::memory;
 use crate::space::Space;
-use crate::unit;
+use crate::trouble;
+use crate::unit::Unit;
 use crate::world::{self, Kernel, RAM};
 
 const MAX_OPERATIONS: usize = 160;
@@ -26,37 +34,41 @@ pub fn trace(what: std::fmt::Arguments<'_>) {
 
 struct State {
     iommu: Iommu<Kernel>,
-    pci: Pci,
     devices: Vec<Device>,
     groups: Vec<Group>,
     spaces: Vec<Space>,
     next_phys: u64,
+    checks: usize,
 }
 
-pub fn run(input: &mut Input<'_>) {
+pub fn run(input: &mut Input<'_>, options: u8) {
     let boot = [BootPolicy::Blocked, BootPolicy::IdentityUntilClaimed, BootPolicy::Off][input.below(3)];
     let kinds = [DomainKind::Paging, DomainKind::Identity, DomainKind::Blocked];
     let default_domain = kinds[input.below(3)];
-    let Ok(iommu) = Iommu::new(Kernel, Policy { boot, default_domain, ..Policy::default() }) else { return };
+    let ats = if options & 0x10 == 0 { AtsPolicy::Trusted } else { AtsPolicy::Off };
+    let Ok(iommu) = Iommu::new(Kernel, Policy { boot, default_domain, ats }) else { return };
     let table = firmware::dmar(input);
     let pci = Pci::new(input);
+    world::with(|world| world.pci = pci);
     for _ in 0..input.below(3) {
         // A unit that is wrong from the start.
         world::with(|world| {
-            let mut sample = world.template.unit(0, 0);
-            let lies = unit::trouble(&mut sample, &world.memory, input);
-            world.template.trouble = sample.trouble;
-            world.pristine = false;
-            world.truthful &= !lies;
+            let lies = trouble::choose(&mut world.template.trouble, None, input);
+            world.spoil(lies);
         });
     }
-    let init = vtd::init(&iommu, &table);
+    // Whatever was left in force lies in memory that is gone.
+    let previous =
+        if options & 0x20 == 0 { PreviousTables::Replace } else { PreviousTables::CopyUntilClaimed(&|_| None) };
+    let mode = if options & 0x40 == 0 { ModeWish::Best } else { ModeWish::Legacy };
+    let init = vtd::init_with(&iommu, &table, VtdOptions { mode, previous });
     trace(format_args!("{boot:?} {default_domain:?} {init:?}"));
     world::with(|world| world.units.iter().for_each(|unit| trace(format_args!("{unit:?}"))));
     if let Err(error) = init {
         let _ = (error.to_string(), error.errno());
     }
-    let mut state = State { iommu, pci, devices: Vec::new(), groups: Vec::new(), spaces: Vec::new(), next_phys: 0 };
+    let (devices, groups, spaces) = (Vec::new(), Vec::new(), Vec::new());
+    let mut state = State { iommu, devices, groups, spaces, next_phys: 0, checks: 0 };
     for function in 0..input.below(FUNCTIONS.len()) {
         state.probe(function, Trust::Trusted);
     }
@@ -76,7 +88,7 @@ pub fn run(input: &mut Input<'_>) {
 
 impl State {
     fn operate(&mut self, input: &mut Input<'_>) {
-        let operation = input.u8() % 32;
+        let operation = input.u8() % 40;
         trace(format_args!("operation {operation}"));
         match operation {
             0 => {
@@ -102,7 +114,10 @@ impl State {
             }
             3 | 4 => {
                 let devices: Vec<_> = (0..1 + input.below(2)).filter_map(|_| input.pick(&self.devices)).collect();
-                if let Ok(domain) = self.iommu.paging_domain(&devices)
+                let options = domain_options(if operation == 3 { 0 } else { input.u8() });
+                let domain = self.iommu.paging_domain_with(&devices, options);
+                trace(format_args!("{options:?}: {:?}", domain.as_ref().err()));
+                if let Ok(domain) = domain
                     && self.spaces.len() < MAX_SPACES
                 {
                     self.spaces.push(Space::new(domain));
@@ -180,24 +195,42 @@ impl State {
                     self.spaces.swap_remove(index);
                 }
             }
-            27 => world::with(|world| match input.u8() {
-                count if count < 0x80 => world.memory.fail_after = Some(u32::from(count)),
-                _ => world.memory.fail_after = None,
-            }),
+            27 => {
+                let count = input.u8();
+                memory().fail_after = (count < 0x80).then_some(u32::from(count));
+            }
             28 => self.describe(input),
+            29 | 30 => self.with_space(input, Space::unmap_sync),
+            31 => self.with_space(input, |space, _| space.enforce_coherency()),
+            32 | 33 => self.with_space(input, |space, input| {
+                space.note_written(&take_written());
+                space.track_dirty(input);
+                take_written();
+            }),
+            34 | 35 => self.with_space(input, |space, input| space.read_dirty(input, take_written)),
+            36 => {
+                // Power is lost.
+                if self.iommu.suspend().is_ok() {
+                    world::with(|world| world.units.iter_mut().for_each(Unit::lose_power));
+                    let resumed = self.iommu.resume();
+                    trace(format_args!("resume: {resumed:?}"));
+                    if resumed.is_err() {
+                        world::with(|world| world.spoil(false));
+                    }
+                }
+            }
             _ => world::with(|world| {
                 let index = input.below(world.units.len());
                 let Some(unit) = world.units.get_mut(index) else { return };
-                let lies = unit::trouble(unit, &world.memory, input);
-                world.pristine = false;
-                world.truthful &= !lies;
+                let lies = unit.trouble(input);
+                world.spoil(lies);
             }),
         }
     }
 
     fn probe(&mut self, function: usize, trust: Trust) {
         let address = PciAddress::from_requester_id(0, FUNCTIONS[function]);
-        let probed = self.iommu.probe_pci(&self.pci, address, trust);
+        let probed = self.iommu.probe_pci(&ConfigSpace, address, trust);
         trace(format_args!("probe {address}: {:?}", probed.as_ref().err()));
         if let Ok(device) = probed {
             let group = device.group().unwrap().clone();
@@ -242,42 +275,48 @@ impl State {
     }
 
     fn check(&mut self) {
+        let written = take_written();
+        self.spaces.iter_mut().for_each(|space| space.note_written(&written));
         self.spaces.iter().for_each(Space::check);
-        let mut landmarks: Vec<u64> = self.spaces.iter().flat_map(Space::landmarks).collect();
-        landmarks.extend([0x7b00_4000, 0x7c00_0000, 0xfee0_0000]);
+        self.checks += 1;
         for device in &self.devices {
             let (Ok(unit), Ok(group)) = (device.unit(), device.group()) else { continue };
-            if self.iommu.find(device.sources()[0]).as_ref() != Some(device) {
+            if !world::is_truthful() || self.iommu.find(device.sources()[0]).as_ref() != Some(device) {
                 continue; // It was released.
             }
             let base = unit.base().as_u64();
             let domain = self.iommu.domain_of(group);
             // While something is unmapped and not synced, a device may see it.
-            let is_settled = |space: &Space| !space.domain.ptr_eq(&domain) || space.lent.is_empty();
-            let settled = self.spaces.iter().all(is_settled);
-            for &iova in &landmarks {
-                let expected = domain.iova_to_phys(Iova::new(iova)).map(PhysAddr::as_u64);
+            let own = self.spaces.iter().find(|space| space.domain.ptr_eq(&domain));
+            let is_settled = own.is_none_or(|space| space.lent.is_empty());
+            let is_coherent = own.is_some_and(|space| space.is_coherent);
+            let others = self.spaces.iter().filter(|space| !space.domain.ptr_eq(&domain));
+            let mut landmarks: Vec<u64> = own.into_iter().flat_map(Space::landmarks).collect();
+            landmarks.extend(others.flat_map(|space| space.landmarks().take(1)));
+            landmarks.extend([0x7b00_4000, 0x7c00_0000]);
+            for (index, &iova) in landmarks.iter().enumerate() {
+                let access = [RequestAccess::Read, RequestAccess::Write][(index + self.checks) & 1];
                 world::with(|world| {
-                    if !world.truthful {
-                        return;
-                    }
-                    let Some(unit) = world.units.iter_mut().find(|unit| unit.base == base) else { return };
-                    // Before the driver has set a root table, what firmware left is in force.
-                    if !unit.is_translating() || unit.root.is_none() {
-                        return;
-                    }
+                    let Some(index) = world.units.iter().position(|unit| unit.base == base) else { return };
                     for source in device.sources() {
-                        let found = unit.translate(&world.memory, source.id() as u16, iova);
-                        if !world.pristine || !settled {
+                        let found = world.reach(index, source.id() as u16, iova, access);
+                        let unit = &world.units[index];
+                        // Before the driver has set a root table, what firmware left is in force.
+                        if !world.pristine || !is_settled || !unit.is_translating() || iova >> 20 == 0xfee {
                             continue;
                         }
                         match domain.kind() {
                             // Without pass-through only RAM is mapped.
-                            DomainKind::Identity if iova > RAM.1 => {}
+                            DomainKind::Identity if iova > RAM.1 => continue,
                             // Firmware may reserve what a unit cannot reach.
-                            _ if iova.checked_shr(unit.cap.guest_address_bits()).unwrap_or(0) != 0 => {}
-                            _ => assert_eq!(found, expected, "{source} at {iova:#x} in {:?}", domain.kind()),
+                            _ if iova.checked_shr(unit.address_bits()).unwrap_or(0) != 0 => continue,
+                            _ => {}
                         }
+                        let phys = found.map(|found| found.phys);
+                        let expected = expected(&domain, iova, access);
+                        assert_eq!(phys, expected, "{source} at {iova:#x} in {:?}, {access:?}", domain.kind());
+                        let snoops = found.and_then(|found| found.snoops);
+                        assert!(!is_coherent || snoops != Some(false), "{source} at {iova:#x} does not snoop");
                     }
                 });
             }
@@ -303,13 +342,38 @@ impl State {
         world::with(|world| {
             world.begin_operation();
             if world.pristine {
-                assert_eq!(world.memory.frames_in_use(), 0, "frames are lost");
+                assert_eq!(memory().frames_in_use(), 0, "frames are lost");
                 for unit in &world.units {
                     // What firmware left on stays on if the driver has not taken the unit over.
-                    assert!(unit.root.is_none() || !unit.is_translating(), "a unit still translates");
-                    assert!(unit.queue.is_none(), "a queue is still on");
+                    assert!(!unit.is_translating(), "a unit still translates");
+                    assert!(!unit.has_queue(), "a queue is still on");
                 }
             }
         });
+    }
+}
+
+/// Where devices have written to since this was asked last.
+fn take_written() -> Vec<u64> {
+    world::with(|world| std::mem::take(&mut world.written))
+}
+
+fn domain_options(choice: u8) -> DomainOptions {
+    let stage = [None, Some(Stage::First), Some(Stage::Second), None][usize::from(choice & 3)];
+    DomainOptions { stage, features: DomainFeatures::from_bits_truncate(u32::from(choice >> 2)) }
+}
+
+/// Where an access of a device in this domain should end.
+fn expected(domain: &Domain, iova: u64, access: RequestAccess) -> Option<u64> {
+    match domain.kind() {
+        DomainKind::Paging => {
+            let page = IovaRange::from_len(Iova::new(iova & !0xfff), 0x1000).unwrap();
+            let run = domain.walk(page).next()?;
+            let is_supervisors = domain.ops().stage() == Some(Stage::First) && run.prot.contains(Prot::PRIV);
+            let permitted = run.prot.contains(permission(access)) && !is_supervisors;
+            permitted.then(|| run.phys.as_u64() + (iova & 0xfff))
+        }
+        DomainKind::Identity => Some(iova),
+        _ => None,
     }
 }

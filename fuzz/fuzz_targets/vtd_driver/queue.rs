@@ -5,11 +5,11 @@ use iommu::arch::vtd::driver::queue::Ticket;
 use iommu::arch::vtd::driver::{Queue, QueueConfig, UnitRegisters};
 use iommu::arch::vtd::layout::descriptors::{ContextScope, DeviceRange, Drain, IotlbScope, Request};
 use iommu::arch::vtd::layout::registers::DescriptorWidth;
-use iommu::arch::vtd::layout::{Descriptor, DomainId};
+use iommu::arch::vtd::layout::{Cap, Descriptor, DomainId, Ecap};
 
 use crate::input::Input;
 use crate::kernel::trace;
-use crate::unit;
+use crate::memory::memory;
 use crate::world::{self, Kernel};
 
 const MAX_OPERATIONS: usize = 200;
@@ -23,15 +23,24 @@ struct State {
     batches: Vec<(Ticket, Vec<u64>)>,
     /// Every request differs from the others.
     next: u16,
+    device_tlbs: bool,
 }
 
 pub fn run(input: &mut Input<'_>) {
+    // Every domain id is another one.
+    let all_ids = Cap::from_bits_retain(6);
+    let (scalable, device_tlbs) = world::with(|world| {
+        world.template.root = 0;
+        let capabilities = &mut world.template.capabilities[0];
+        capabilities.cap = capabilities.cap.difference(Cap::from_bits_retain(7)) | all_ids;
+        (capabilities.ecap.contains(Ecap::SMTS), capabilities.ecap.contains(Ecap::DT))
+    });
     let Ok(registers) = UnitRegisters::map(Kernel, PhysAddr::new(0xfed9_0000)) else { return };
     let kind = input.u8();
-    let width = if kind & 1 == 0 { DescriptorWidth::Bits128 } else { DescriptorWidth::Bits256 };
+    let width = if kind & 1 == 0 || !scalable { DescriptorWidth::Bits128 } else { DescriptorWidth::Bits256 };
     let config = QueueConfig { width, order: kind >> 1 & 7, ..QueueConfig::default() };
     let Ok(queue) = Queue::new(Kernel, config) else { return };
-    let mut state = State { registers, queue, batches: Vec::new(), next: 0 };
+    let mut state = State { registers, queue, batches: Vec::new(), next: 0, device_tlbs };
     for _ in 0..MAX_OPERATIONS {
         if input.is_empty() {
             break;
@@ -46,7 +55,7 @@ pub fn run(input: &mut Input<'_>) {
     world::with(|world| {
         if world.pristine {
             assert_eq!(stopped, Ok(()));
-            assert_eq!(world.memory.frames_in_use(), 0, "frames are lost");
+            assert_eq!(memory().frames_in_use(), 0, "frames are lost");
         }
     });
 }
@@ -94,9 +103,8 @@ impl State {
                 self.wait(batch);
             }),
             _ => world::with(|world| {
-                let lies = unit::trouble(&mut world.units[0], &world.memory, input);
-                world.pristine = false;
-                world.truthful &= !lies;
+                let lies = world.units[0].trouble(input);
+                world.spoil(lies);
             }),
         }
     }
@@ -112,7 +120,7 @@ impl State {
                 self.next = self.next.wrapping_add(1);
                 let domain = DomainId::new(self.next);
                 let request = match input.u8() % 8 {
-                    0 => Request::DeviceTlb {
+                    0 if self.device_tlbs => Request::DeviceTlb {
                         source: self.next,
                         physical_function: 0,
                         max_pending: 0,
@@ -137,7 +145,7 @@ impl State {
         let outcome = self.queue.wait(&self.registers, ticket);
         trace(format_args!("wait for {words:x?}: {outcome:?}"));
         world::with(|world| {
-            if outcome.is_ok() && world.truthful {
+            if outcome.is_ok() && world::is_truthful() {
                 for word in &words {
                     assert!(world.units[0].executed.contains(word), "{word:#x} was not executed");
                 }

@@ -1,133 +1,195 @@
-//! A VT-d unit in software: commands, the invalidation queue, fault records, and its lies.
+//! A VT-d unit: the crate's device half, with what is wrong with it in between.
 
 use std::fmt;
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
 
-use iommu::arch::vtd::driver::Capabilities;
-use iommu::arch::vtd::layout::Descriptor;
-use iommu::arch::vtd::layout::descriptors::{Request, WaitFlags};
-use iommu::arch::vtd::layout::registers::{FaultStatus, Global, PMEN_EPM, PMEN_PRS, offset};
+use iommu::arch::vtd::device::{
+    Chooser, DeviceConfig, Fracture, InOrder, Request, RequestAccess, Retention, Seeded, Step, VtdDevice,
+};
+use iommu::arch::vtd::driver;
+use iommu::arch::vtd::layout::registers::{Global, PMEN_EPM, offset};
 use iommu::arch::vtd::layout::{Cap, Ecap};
+use iommu::bus::AddressType;
+use iommu::platform::{Arena, Frame, Registers};
 
+use crate::capabilities::Capabilities;
+use crate::host::{Bus, permission};
 use crate::input::Input;
-use crate::walk::Caches;
-use crate::world::Memory;
+use crate::memory::memory;
+use crate::trouble::{self, Trouble};
+
+/// Bits of GCMD that stay.
+const STICKY: u32 = Global::TE.bits() | Global::QIE.bits() | Global::IRE.bits() | Global::CFI.bits();
+/// TTM in RTADDR.
+const TABLE_MODE: u64 = 3 << 10;
 
 /// What units are like when they are first mapped.
 pub struct Template {
-    /// VER, CAP and ECAP of each unit.
-    pub capabilities: [(u32, u64, u64); 2],
-    /// GSTS as firmware left it.
+    pub capabilities: [Capabilities; 2],
+    /// GSTS as firmware left it, and RTADDR.
     pub status: u32,
+    pub root: u64,
+    /// In which order units do what they may; none for the order in which it was asked for, and caches
+    /// that nothing leaves by itself.
+    pub seed: Option<u64>,
     pub trouble: Trouble,
 }
 
 impl Template {
-    pub fn unit(&self, index: usize, base: u64) -> Unit {
-        let (version, cap, ecap) = self.capabilities[index % 2];
-        let cap = Cap::from_bits_retain(cap);
-        Unit {
+    /// A new unit, and whether its registers tell the truth.
+    pub fn unit(&self, index: usize, base: u64) -> (Unit, bool) {
+        let capabilities = self.capabilities[index % 2];
+        let Capabilities { version, cap, ecap } = capabilities;
+        let config = DeviceConfig { version, cap, ecap, host_address_bits: 52, cache_order: 1 };
+        let (device, claims) = match new_device(config, self.seed) {
+            Some(device) => (device, None),
+            // No unit is like that.
+            None => (new_device(DeviceConfig::default(), self.seed).expect("a plain unit"), Some(capabilities)),
+        };
+        let unit = Unit {
             base,
-            version,
-            cap,
-            ecap: Ecap::from_bits_retain(ecap),
-            status: self.status,
-            root_register: 0,
-            root: None,
-            queue_register: 0,
-            queue: None,
-            head: 0,
+            device,
+            claims,
+            seed: self.seed,
+            root: 0,
             tail: 0,
-            faults: 0,
-            first_fault: 0,
-            records: vec![[0; 4]; cap.fault_records()],
-            error: 0,
-            protected: PMEN_EPM | PMEN_PRS,
-            pending: None,
-            unanswered: false,
-            caches: Caches::default(),
+            lost: 0,
             executed: Vec::new(),
             trouble: self.trouble.clone(),
+        };
+        unit.leave(self.status, if unit.device.config().ecap.contains(Ecap::SMTS) { self.root } else { 0 });
+        let truthful = unit.claims.is_none();
+        (unit, truthful)
+    }
+}
+
+type Device = VtdDevice<&'static Arena, Bus, Choices>;
+
+fn new_device(config: DeviceConfig, seed: Option<u64>) -> Option<Device> {
+    static ARENA: OnceLock<&'static Arena> = OnceLock::new();
+    let frames = || Arena::new(Box::leak(vec![Frame::ZERO; 128].into_boxed_slice())).expect("large enough");
+    let choices = seed.map_or(Choices::InOrder, |seed| Choices::Seeded(Seeded::new(seed)));
+    VtdDevice::with_chooser(*ARENA.get_or_init(frames), Bus::default(), config, choices).ok()
+}
+
+pub enum Choices {
+    InOrder,
+    Seeded(Seeded),
+}
+
+impl Choices {
+    fn chooser(&self) -> &dyn Chooser {
+        match self {
+            Self::InOrder => &InOrder,
+            Self::Seeded(seeded) => seeded,
         }
     }
 }
 
-/// What is wrong with a unit, or will be.
-#[derive(Clone, Default)]
-pub struct Trouble {
-    /// Descriptors until it stops fetching.
-    pub stall_after: Option<u32>,
-    /// Descriptors until it refuses one.
-    pub refuse_after: Option<u32>,
-    /// Devices, by the low bits of their requester ids, that do not answer.
-    pub deaf_devices: u16,
-    /// Descriptors that it fetches, and drops, between a wait and the time-out.
-    pub prefetch: u8,
-    /// Commands it does not take.
-    pub deaf: u32,
-    /// Reads of GSTS until it takes a command.
-    pub late: u8,
-    /// It works only while somebody waits, on so many descriptors a turn; 0 for at once.
-    pub lazy: u8,
-    /// Register accesses until it is gone.
-    pub gone_after: Option<u32>,
-    /// What registers read instead: offset, value, and how often still.
-    pub lies: Vec<(usize, u32, u16)>,
-    /// All registers read at random: seed, and how often still.
-    pub noise: Option<(u64, u16)>,
+impl Chooser for Choices {
+    fn choose(&self, choices: usize) -> usize {
+        self.chooser().choose(choices)
+    }
+
+    fn retention(&self) -> Retention {
+        self.chooser().retention()
+    }
+
+    fn fracture(&self) -> Fracture {
+        self.chooser().fracture()
+    }
 }
 
 pub struct Unit {
     pub base: u64,
-    version: u32,
-    pub cap: Cap,
-    pub ecap: Ecap,
-    pub status: u32,
-    root_register: u64,
-    /// The root table, once the driver has set one.
-    pub root: Option<u64>,
-    queue_register: u64,
-    /// The queue, once the driver has turned one on.
-    pub queue: Option<u64>,
-    head: u32,
+    pub device: Device,
+    /// What it says that it can do, if that is not so.
+    claims: Option<Capabilities>,
+    seed: Option<u64>,
+    /// RTADDR as it was taken over.
+    root: u64,
+    /// IQT as it was written: a unit that stalls does not look.
     tail: u32,
-    faults: u32,
-    first_fault: u8,
-    records: Vec<[u32; 4]>,
-    error: u64,
-    protected: u32,
-    /// A command that is still to be taken, after so many reads.
-    pending: Option<(u32, u8)>,
-    /// A device has not answered to something before the next wait.
-    unanswered: bool,
-    pub caches: Caches,
+    /// One shots of GCMD that were not taken.
+    lost: u32,
     /// First quadwords of the requests that were executed, waits apart.
     pub executed: Vec<u64>,
     pub trouble: Trouble,
 }
 
+/// Where a device gets to.
+#[derive(Clone, Copy, Debug)]
+pub struct Reached {
+    pub phys: u64,
+    /// Whether the processor's caches are snooped whatever the device wants; `None` when a device TLB
+    /// has translated.
+    pub snoops: Option<bool>,
+}
+
 impl fmt::Debug for Unit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "unit at {:#x}, GSTS {:#x}: ", self.base, self.status)?;
-        match Capabilities::new(self.version, self.cap.bits(), self.ecap.bits()) {
+        write!(f, "unit at {:#x}, GSTS {:#x}: ", self.base, self.status())?;
+        let config = self.device.config();
+        match driver::Capabilities::new(config.version, config.cap.bits(), config.ecap.bits()) {
             Ok(capabilities) => fmt::Display::fmt(&capabilities, f),
             Err(_) => f.write_str("none"),
         }
     }
 }
 
-/// Bits of GCMD that stay.
-const STICKY: u32 = Global::TE.bits() | Global::QIE.bits() | Global::IRE.bits() | Global::CFI.bits();
-
 impl Unit {
+    /// As firmware leaves it.
+    fn leave(&self, status: u32, root: u64) {
+        let Self { device, .. } = self;
+        device.write64(offset::RTADDR, root);
+        device.write32(offset::GCMD, Global::RTP.bits());
+        device.run();
+        device.write32(offset::GCMD, status);
+        device.write32(offset::PMEN, PMEN_EPM);
+        device.run();
+    }
+
+    /// It loses power, and has it again.
+    pub fn lose_power(&mut self) {
+        if let Some(device) = new_device(*self.device.config(), self.seed) {
+            self.device = device;
+            (self.root, self.tail, self.lost) = (0, 0, 0);
+        }
+    }
+
+    fn status(&self) -> u32 {
+        self.device.read32(offset::GSTS)
+    }
+
+    /// Whether it translates by tables of ours, not of firmware's.
     pub fn is_translating(&self) -> bool {
-        self.status & Global::TE.bits() != 0
+        self.status() & Global::TE.bits() != 0 && self.has_root()
     }
 
-    pub fn is_queueing(&self) -> bool {
-        self.status & Global::QIE.bits() != 0
+    pub fn has_root(&self) -> bool {
+        self.root >= memory().base
     }
 
-    pub fn read32(&mut self, memory: &Memory, at: usize) -> u32 {
+    /// The queue, if the driver has turned one on.
+    pub fn queue(&self) -> u64 {
+        self.device.read64(offset::IQA) & !0xfff
+    }
+
+    pub fn has_queue(&self) -> bool {
+        self.status() & Global::QIE.bits() != 0 && self.queue() >= memory().base
+    }
+
+    /// Where the fault recording registers are.
+    pub fn fault_records(&self) -> usize {
+        self.device.config().cap.fault_record_offset()
+    }
+
+    pub fn address_bits(&self) -> u32 {
+        self.device.config().cap.guest_address_bits()
+    }
+
+    pub fn read32(&mut self, at: usize) -> u32 {
         if self.is_gone() {
             return u32::MAX;
         }
@@ -145,120 +207,51 @@ impl Unit {
             *left -= 1;
             return *value;
         }
-        self.truth(memory, at)
-    }
-
-    fn truth(&mut self, memory: &Memory, at: usize) -> u32 {
         let half = |value: u64| if at & 4 == 0 { value as u32 } else { (value >> 32) as u32 };
-        match at {
-            offset::VER => self.version,
-            offset::GSTS => {
-                self.take_late_command(memory);
-                self.status
-            }
-            offset::FSTS => self.faults | u32::from(self.first_fault) << 8,
-            offset::PMEN => self.protected,
-            offset::IQH => self.head << self.shift(),
-            offset::IQT => self.tail << self.shift(),
-            _ => match at & !7 {
-                offset::CAP => half(self.cap.bits()),
-                offset::ECAP => half(self.ecap.bits()),
-                offset::RTADDR => half(self.root_register),
-                offset::IQA => half(self.queue_register),
-                offset::IQERCD => half(self.error),
-                _ => self.record_at(at).map_or(0, |(record, part)| self.records[record][part]),
-            },
+        let truth = self.device.read32(at);
+        match (at, self.claims) {
+            (offset::GSTS, _) => truth & !(self.lost & Global::RTP.bits()) | self.lost & Global::WBF.bits(),
+            (offset::IQT, _) => self.tail,
+            (offset::VER, Some(claims)) => claims.version,
+            (_, Some(claims)) if at & !7 == offset::CAP => half(claims.cap.bits()),
+            (_, Some(claims)) if at & !7 == offset::ECAP => half(claims.ecap.bits()),
+            _ => truth,
         }
     }
 
-    pub fn write32(&mut self, memory: &Memory, truthful: bool, at: usize, value: u32) {
+    pub fn write32(&mut self, truthful: bool, at: usize, value: u32) {
         if self.is_gone() {
             return;
         }
-        let set_half = |register: &mut u64| {
-            let shift = if at & 4 == 0 { 0 } else { 32 };
-            *register = *register & !(0xffff_ffff << shift) | u64::from(value) << shift;
-        };
         match at {
-            offset::GCMD if self.trouble.late > 0 => {
-                if value & Global::WBF.bits() != 0 {
-                    self.status |= Global::WBF.bits();
-                }
-                self.status &= !(value & Global::RTP.bits());
-                self.pending = Some((value, self.trouble.late));
+            offset::GCMD => self.command(truthful, value),
+            offset::IQT => self.tail = value,
+            _ => {
+                let moves_queue = at & !7 == offset::IQA && self.status() & Global::QIE.bits() != 0;
+                assert!(!truthful || !moves_queue, "the address of the queue changes while it runs");
+                self.device.write32(at, value);
             }
-            offset::GCMD => self.command(memory, value),
-            offset::FSTS => {
-                // What is cleared by writing one: not PPF, which follows the records.
-                self.faults &= !(value & 0x71);
-                self.work(memory, truthful);
-            }
-            offset::PMEN => self.protected = value & PMEN_EPM | value >> 31,
-            offset::IQT => {
-                self.tail = (value >> self.shift()) % self.entries();
-                self.work(memory, truthful);
-            }
-            _ => match at & !7 {
-                offset::RTADDR => set_half(&mut self.root_register),
-                offset::IQA => {
-                    assert!(
-                        !truthful || !self.is_queueing() || self.pending.is_some(),
-                        "the address of the queue changes while it runs"
-                    );
-                    set_half(&mut self.queue_register);
-                }
-                _ => self.write_record(at, value),
-            },
         }
-    }
-
-    /// A fault, recorded if there is a record.
-    pub fn record(&mut self, slot: usize, content: [u32; 4]) {
-        let count = self.records.len();
-        self.records[slot % count] = content;
-        self.first_fault = slot as u8;
-        self.update_pending_faults();
-    }
-
-    pub fn raise(&mut self, bits: u32) {
-        self.faults |= bits;
-    }
-
-    pub fn set_error(&mut self, error: u64) {
-        self.error = error;
-    }
-
-    /// Overwrites a word of the driver's queue: a lie in memory instead of one in a register.
-    pub fn scribble_on_queue(&self, memory: &Memory, word: u64, value: u64) {
-        if let Some(queue) = self.queue
-            && let Some(word) = memory.word(queue + word % 512 * 8)
-        {
-            word.store(value, std::sync::atomic::Ordering::Relaxed);
-        }
-    }
-
-    /// Finds where the newest wait writes to and overwrites that.
-    pub fn scribble_on_status(&self, memory: &Memory, value: u32) {
-        let Some(queue) = self.queue else { return };
-        let status =
-            (0..self.entries()).rev().find_map(|slot| match self.descriptor(memory, queue, slot)?.decode()? {
-                Request::Wait { address, .. } => Some(address.as_u64() & !0xfff),
-                _ => None,
-            });
-        if let Some(status) = status {
-            let _ = memory.store32(status, value);
-        }
-    }
-
-    pub fn run_in_background(&mut self, memory: &Memory, truthful: bool) {
-        let turns = if self.trouble.lazy == 0 { u32::MAX } else { u32::from(self.trouble.lazy) };
-        self.run(memory, truthful, turns);
-    }
-
-    fn work(&mut self, memory: &Memory, truthful: bool) {
         if self.trouble.lazy == 0 {
-            self.run(memory, truthful, u32::MAX);
+            self.run(truthful, Device::RUN_STEPS);
         }
+    }
+
+    /// Lets it work, while a processor waits.
+    pub fn run_in_background(&mut self, truthful: bool) {
+        let turns = if self.trouble.lazy == 0 { Device::RUN_STEPS } else { usize::from(self.trouble.lazy) };
+        self.run(truthful, turns);
+    }
+
+    /// One more thing is wrong with it. Tells whether that is a lie.
+    pub fn trouble(&mut self, input: &mut Input<'_>) -> bool {
+        let mut trouble = std::mem::take(&mut self.trouble);
+        let lies = trouble::choose(&mut trouble, Some(self), input);
+        let host = self.device.host();
+        host.deaf_devices.store(trouble.deaf_devices, Ordering::Relaxed);
+        host.broken_devices.store(trouble.broken_devices, Ordering::Relaxed);
+        self.trouble = trouble;
+        lies
     }
 
     fn is_gone(&mut self) -> bool {
@@ -272,207 +265,97 @@ impl Unit {
         }
     }
 
-    fn take_late_command(&mut self, memory: &Memory) {
-        match self.pending.take() {
-            Some((command, 0)) => self.command(memory, command),
-            Some((command, left)) => self.pending = Some((command, left - 1)),
-            None => {}
+    fn command(&mut self, truthful: bool, command: u32) {
+        let (status, mut deaf) = (self.status(), self.trouble.deaf);
+        if self.tail != self.device.read32(offset::IQT) {
+            // The queue is not quiet.
+            deaf |= Global::QIE.bits() & status;
         }
-    }
-
-    fn command(&mut self, memory: &Memory, command: u32) {
-        let deaf = self.trouble.deaf;
-        let before = self.status;
-        let taken = STICKY & !deaf;
-        self.status = before & !taken | command & taken;
-        if command & Global::RTP.bits() & !deaf != 0 {
-            self.root = memory.is_lent(self.root_register & !0xfff).then_some(self.root_register & !0xfff);
-            self.status |= Global::RTP.bits();
+        if command & Global::RTP.bits() != 0 && truthful && status & Global::TE.bits() != 0 {
+            let by_itself = self.device.config().cap.contains(Cap::ESRTPS);
+            let same = (self.device.read64(offset::RTADDR) ^ self.root) & TABLE_MODE == 0;
+            assert!(by_itself || same || !self.has_root(), "the mode of the tables changes while they are in use");
         }
-        // The write buffer is flushed at once, or never.
-        self.status = self.status & !Global::WBF.bits() | command & deaf & Global::WBF.bits();
-        let queue = Global::QIE.bits();
-        if before & queue != 0 && self.status & queue == 0 {
-            if self.head == self.tail {
-                self.head = 0;
-                self.queue = None;
-            } else {
-                self.status |= queue; // It is not quiet: the command is not taken.
-            }
-        }
-        if before & queue == 0 && self.status & queue != 0 {
-            self.head = 0;
-            self.queue = Some(self.queue_register & !0xfff);
-        }
-        if before & Global::TE.bits() == 0 && self.is_translating() {
-            self.caches.assert_live(memory);
-        }
+        let taken = command & !deaf | status & deaf & STICKY;
+        self.lost = self.lost & !command | command & deaf & !STICKY;
+        self.device.write32(offset::GCMD, taken);
     }
 
-    fn shift(&self) -> u32 {
-        4 + (self.queue_register >> 11 & 1) as u32
-    }
-
-    fn entries(&self) -> u32 {
-        (4096 << (self.queue_register & 7)) >> self.shift()
-    }
-
-    fn descriptor(&self, memory: &Memory, queue: u64, slot: u32) -> Option<Descriptor> {
-        let mut descriptor = Descriptor::default();
-        for (index, word) in descriptor.words.iter_mut().take(2 << (self.shift() - 4)).enumerate() {
-            *word = memory.load(queue + (u64::from(slot) << self.shift()) + index as u64 * 8)?;
-        }
-        Some(descriptor)
-    }
-
-    fn advance(&mut self) {
-        self.head = (self.head + 1) % self.entries();
-    }
-
-    fn may_fetch(&self) -> bool {
-        let stopped = FaultStatus::IQE | FaultStatus::ITE;
-        self.is_queueing() && self.faults & stopped.bits() == 0 && self.head != self.tail
-    }
-
-    /// Works on the queue until it is empty or stands, at most on `turns` descriptors.
-    fn run(&mut self, memory: &Memory, truthful: bool, turns: u32) {
+    /// Works until there is nothing to do, for so many steps at most.
+    fn run(&mut self, truthful: bool, turns: usize) {
+        self.show_tail();
         for _ in 0..turns {
-            if !self.may_fetch() || count_down(&mut self.trouble.stall_after) {
-                return;
-            }
-            // A queue that firmware left is not in the driver's memory.
-            let Some(queue) = self.queue else { return self.advance() };
-            let Some(descriptor) = self.descriptor(memory, queue, self.head) else {
-                assert!(!truthful, "the queue is not lent to the unit");
-                return self.advance();
-            };
-            let refused = count_down(&mut self.trouble.refuse_after);
-            if refused {
-                self.trouble.refuse_after = None;
-            }
-            let Some(request) = descriptor.decode().filter(|_| !refused) else {
-                assert!(!truthful || refused, "a malformed descriptor: {descriptor:x?}");
-                self.faults |= FaultStatus::IQE.bits();
-                return;
-            };
-            self.advance();
-            match request {
-                Request::Wait { .. } if self.unanswered => {
-                    for _ in 0..self.trouble.prefetch {
-                        if self.may_fetch() {
-                            self.advance();
-                        }
-                    }
-                    self.unanswered = false;
-                    self.faults |= FaultStatus::ITE.bits();
-                    return;
-                }
-                Request::Wait { flags, address, data } => {
-                    if flags.contains(WaitFlags::STATUS_WRITE) {
-                        let written = memory.store32(address.as_u64(), data);
-                        assert!(!truthful || written.is_some(), "the status word is not lent to the unit");
+            let refuses = self.trouble.refuse_after == Some(0);
+            self.device.host().refuses.store(refuses, Ordering::Relaxed);
+            match self.device.step() {
+                Step::Idle => break,
+                Step::Command(Global::RTP) => self.root = self.device.read64(offset::RTADDR),
+                Step::Fetched(_) => {
+                    if let Some(left) = &mut self.trouble.refuse_after {
+                        *left -= 1;
                     }
                 }
-                Request::DeviceTlb { source, .. } if 1 << (source & 15) & self.trouble.deaf_devices != 0 => {
-                    self.unanswered = true;
-                    self.error = u64::from(source) << 32;
+                Step::QueueError(code) => {
+                    assert!(!truthful || refuses, "a descriptor is refused: {code}");
+                    self.trouble.refuse_after = None;
                 }
-                _ => {
-                    self.caches.invalidate(&request, self.cap);
-                    self.executed.push(descriptor.words[0]);
-                }
+                Step::Executed(request) => self.executed.push(request.encode().words[0]),
+                _ => {}
             }
         }
+        self.device.host().refuses.store(false, Ordering::Relaxed);
     }
 
-    /// The record and its part that lie at an offset, outside the common registers.
-    fn record_at(&self, at: usize) -> Option<(usize, usize)> {
-        let inside = at.checked_sub(self.cap.fault_record_offset())?;
-        (at >= offset::COMMON_END && inside / 16 < self.records.len()).then_some((inside / 16, inside % 16 / 4))
+    /// Lets it know of descriptors.
+    fn show_tail(&mut self) {
+        let address = self.device.read64(offset::IQA);
+        let (bytes, slot) = (4096 << (address & 7), 16 << (address >> 11 & 1));
+        let is_on = self.status() & Global::QIE.bits() != 0;
+        let mut tail = if is_on { self.device.read32(offset::IQT) } else { self.tail };
+        while tail != self.tail {
+            match &mut self.trouble.stall_after {
+                Some(0) => break,
+                Some(left) => {
+                    *left -= 1;
+                    tail = (tail + slot) % bytes;
+                }
+                None => tail = self.tail,
+            }
+        }
+        self.device.write32(offset::IQT, tail);
     }
 
-    fn write_record(&mut self, at: usize, value: u32) {
-        // F is cleared by writing one.
-        if let Some((record, 3)) = self.record_at(at) {
-            self.records[record][3] &= !(value & 1 << 31);
-            self.update_pending_faults();
+    /// Where an access of a device ends, which has a device TLB or has not. `None` when it is blocked, or
+    /// when it is none that tables of ours decide on.
+    pub fn reach(&self, source: u16, iova: u64, access: RequestAccess, device_tlb: bool) -> Option<Reached> {
+        if !self.is_translating() || iova >> 20 == 0xfee {
+            return None;
         }
+        let request = Request::new(source, iova, access);
+        if !device_tlb {
+            let answer = self.device.translate(&request).ok()?;
+            return Some(Reached { phys: answer.phys.as_u64(), snoops: Some(answer.enforces_snooping) });
+        }
+        let host = self.device.host();
+        let learnt = host.learnt(source, iova, access).or_else(|| {
+            let asked = Request { address_type: AddressType::TranslationRequest, ..request };
+            let answer = self.device.translate(&asked).ok()?;
+            host.learn(source, iova, &answer);
+            answer.prot.contains(permission(access)).then_some(answer.phys.as_u64())
+        });
+        let translated = Request { address_type: AddressType::Translated, address: learnt?, ..request };
+        let answer = self.device.translate(&translated).ok()?;
+        Some(Reached { phys: answer.phys.as_u64(), snoops: None })
     }
 
-    fn update_pending_faults(&mut self) {
-        let pending = self.records.iter().any(|record| record[3] >> 31 != 0);
-        self.faults = self.faults & !FaultStatus::PPF.bits() | u32::from(pending) << 1;
-    }
-}
-
-/// Whether the count has come to its end.
-fn count_down(count: &mut Option<u32>) -> bool {
-    match count {
-        Some(0) => true,
-        Some(left) => {
-            *left -= 1;
-            false
-        }
-        None => false,
-    }
-}
-
-/// One more thing that is wrong with a unit. Tells whether it is a lie, rather than a failure that a
-/// unit may have.
-pub fn trouble(unit: &mut Unit, memory: &Memory, input: &mut Input<'_>) -> bool {
-    let Unit { trouble, .. } = unit;
-    let kind = input.below(18);
-    crate::kernel::trace(format_args!("trouble {kind}"));
-    match kind {
-        0 => trouble.stall_after = Some(u32::from(input.u8())),
-        1 => trouble.refuse_after = Some(u32::from(input.u8())),
-        2 => (trouble.deaf_devices, trouble.prefetch) = (input.u16(), input.u8() % 8),
-        3 => trouble.deaf = input.u32(),
-        4 => trouble.late = input.u8(),
-        5 => trouble.lazy = input.u8(),
-        6 => trouble.gone_after = Some(u32::from(input.u16())),
-        7 => {
-            let slot = usize::from(input.u8());
-            let content = [input.u32(), input.u32(), input.u32(), input.u32() | 1 << 31];
-            unit.record(slot, content);
-        }
-        8 => unit.raise(FaultStatus::PFO.bits()),
-        9 => unit.raise(FaultStatus::ICE.bits()),
-        10 => {
-            *trouble = Trouble::default();
-            unit.run(memory, false, u32::MAX);
-        }
-        // From here on it lies.
-        11 => {
-            unit.raise(u32::from(input.u8()));
-            return true;
-        }
-        12 => {
-            let registers = [offset::IQH, offset::IQT, offset::FSTS, offset::GSTS, offset::PMEN, offset::IQERCD];
-            let at = input.pick(&registers).map_or(0, |at| *at);
-            trouble.lies.push((at, input.u32(), input.u16()));
-            return true;
-        }
-        13 => {
-            trouble.lies.push((usize::from(input.u16() & 0xffc), input.u32(), input.u16()));
-            return true;
-        }
-        14 => {
-            trouble.noise = Some((input.u64(), input.u16() | 1));
-            return true;
-        }
-        15 => {
-            unit.scribble_on_status(memory, input.u32());
-            return true;
-        }
-        16 => {
-            unit.scribble_on_queue(memory, u64::from(input.u16()), input.u64());
-            return true;
-        }
-        _ => {
-            unit.set_error(input.u64());
-            return true;
+    /// The driver gives back frames: this unit must not be able to reach them.
+    pub fn convict_freeing(&self, first: u64, bytes: u64) {
+        let inside = |phys: u64| phys.wrapping_sub(first) < bytes;
+        assert!(!self.has_queue() || !inside(self.queue()), "a running queue is freed");
+        if self.is_translating() {
+            let root = self.root & !0xfff;
+            assert!(!inside(root), "the root table in use is freed");
+            assert!(!memory().points_to(root, first, bytes), "a context table in use is freed");
         }
     }
-    false
 }

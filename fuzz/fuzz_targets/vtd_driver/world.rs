@@ -1,20 +1,24 @@
-//! The kernel and the hardware below the driver: memory, clock, interrupt flag, units.
+//! The kernel and the hardware below the driver: clock, interrupt flag, configuration space, units.
 //!
 //! There is one world, so that the platform is a type without content: what the driver leaks on
 //! purpose holds nothing of ours.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
-use iommu::platform::{Hosted, Instant, InterruptState, Platform, Registers};
+use iommu::arch::vtd::device::RequestAccess;
+use iommu::arch::vtd::layout::Cap;
+use iommu::arch::vtd::layout::registers::offset as registers_offset;
+use iommu::pci::PciConfig;
+use iommu::platform::{Hosted, Instant, InterruptState, Platform, Processor, Registers};
 use iommu::{Error, PhysAddr, PhysRange, Result};
 
-use crate::unit::{Template, Unit};
+use crate::firmware::{ConfigSpace, Pci};
+use crate::memory::{self, FRAME, memory};
+use crate::unit::{Reached, Template, Unit};
 
-pub const FRAME: u64 = 4096;
 /// RAM as an identity domain sees it.
 pub const RAM: (u64, u64) = (0, 0x7fff_ffff);
 /// Units beyond these cannot be mapped.
@@ -22,52 +26,54 @@ const MAX_UNITS: usize = 4;
 /// Register accesses and looks at the clock in one operation of the driver. Every wait is bounded, so
 /// more would be a loop without end.
 const MAX_STEPS: u64 = 3_000_000;
+/// Addresses at which devices try their luck while the driver works.
+const MAX_WATCHED: usize = 64;
+/// How many of them at a time.
+const TRIES: usize = 6;
 
 static WORLD: Mutex<Option<World>> = Mutex::new(None);
+/// Units may have failed, but never said or did what is not so.
+static TRUTHFUL: AtomicBool = AtomicBool::new(true);
 
 pub struct World {
-    pub memory: Memory,
     pub units: Vec<Unit>,
     pub template: Template,
+    pub pci: Pci,
     /// Nothing has gone wrong on purpose so far.
     pub pristine: bool,
-    /// Units may have failed, but never said or did what is not so.
-    pub truthful: bool,
-    pub clock_step: u64,
+    /// Devices access memory whenever the driver tells a unit to invalidate.
+    pub devices_are_busy: bool,
+    /// The processor stores 16 bytes at once.
+    pub stores_pairs: bool,
+    /// Memory that was unmapped and synced: nothing may reach it any more.
+    pub returned: Vec<(u64, u64)>,
+    /// Where devices have written to.
+    pub written: Vec<u64>,
+    watched: VecDeque<(usize, u16, u64)>,
+    clock_step: u64,
     clock: u64,
     /// How many locks are held: interrupts are saved as often.
     locks: u32,
     steps: u64,
 }
 
-/// The frames lent to the driver. Blocks that come back go to the system's allocator, where the
-/// sanitizer finds whoever uses them afterwards.
-pub struct Memory {
-    live: BTreeMap<u64, Block>,
-    next: u64,
-    /// Frames that may still be handed out.
-    pub left: u64,
-    /// Allocations until one fails.
-    pub fail_after: Option<u32>,
-}
-
-struct Block {
-    at: NonNull<u8>,
-    order: u8,
-}
-
-// SAFETY: the pointer is used under the world's lock, or by the driver, which owns the block.
-unsafe impl Send for Block {}
-
 /// Ends the world of the run before and begins another one.
 pub fn begin(base: u64, frames: u64, clock_step: u64, template: Template) {
-    let memory = Memory { live: BTreeMap::new(), next: base, left: frames, fail_after: None };
+    memory::begin(base, frames);
+    if template.capabilities.iter().all(|unit| unit.cap.contains(Cap::RWBF)) {
+        memory().buffers = Some(Vec::new());
+    }
+    TRUTHFUL.store(true, Ordering::Relaxed);
     *WORLD.lock().unwrap() = Some(World {
-        memory,
         units: Vec::new(),
         template,
+        pci: Pci::default(),
         pristine: true,
-        truthful: true,
+        devices_are_busy: false,
+        stores_pairs: true,
+        returned: Vec::new(),
+        written: Vec::new(),
+        watched: VecDeque::new(),
         clock_step,
         clock: 0,
         locks: 0,
@@ -78,6 +84,10 @@ pub fn begin(base: u64, frames: u64, clock_step: u64, template: Template) {
 pub fn with<T>(look: impl FnOnce(&mut World) -> T) -> T {
     let mut guard: MutexGuard<'_, Option<World>> = WORLD.lock().unwrap();
     look(guard.as_mut().expect("begun"))
+}
+
+pub fn is_truthful() -> bool {
+    TRUTHFUL.load(Ordering::Relaxed)
 }
 
 impl World {
@@ -92,86 +102,53 @@ impl World {
         assert!(self.steps < MAX_STEPS, "a wait without bound");
     }
 
+    /// Something is wrong from now on, and perhaps nothing can be trusted.
+    pub fn spoil(&mut self, lies: bool) {
+        self.pristine = false;
+        if lies {
+            TRUTHFUL.store(false, Ordering::Relaxed);
+        }
+    }
+
     /// Lets every unit work, while a processor waits.
     fn let_units_work(&mut self) {
-        let Self { units, memory, truthful, .. } = self;
-        units.iter_mut().for_each(|unit| unit.run_in_background(memory, *truthful));
-    }
-}
-
-impl Memory {
-    pub fn frames_in_use(&self) -> u64 {
-        self.live.values().map(|block| 1 << block.order).sum()
+        self.units.iter_mut().for_each(|unit| unit.run_in_background(is_truthful()));
     }
 
-    /// The word at `phys`, if it lies in a block that the driver has.
-    pub fn word(&self, phys: u64) -> Option<&AtomicU64> {
-        let (first, block) = self.live.range(..=phys).next_back()?;
-        let offset = phys & !7;
-        let offset = offset - first;
-        if offset >= FRAME << block.order {
-            return None;
+    /// A device accesses memory. It never gets to what a sync has given back.
+    pub fn reach(&mut self, unit: usize, source: u16, iova: u64, access: RequestAccess) -> Option<Reached> {
+        let entry = (unit, source, iova);
+        if !self.watched.contains(&entry) {
+            self.watched.truncate(MAX_WATCHED - 1);
+            self.watched.push_front(entry);
         }
-        // SAFETY: inside a live block, aligned to 8 bytes; the driver shares these words as atomics.
-        Some(unsafe { block.at.add(offset as usize).cast().as_ref() })
-    }
-
-    pub fn load(&self, phys: u64) -> Option<u64> {
-        self.word(phys).map(|word| word.load(Ordering::Acquire))
-    }
-
-    pub fn is_lent(&self, phys: u64) -> bool {
-        self.word(phys).is_some()
-    }
-
-    /// Stores a doubleword, as status writes do.
-    pub fn store32(&self, phys: u64, value: u32) -> Option<()> {
-        let word = self.word(phys)?;
-        let shift = if phys & 4 == 0 { 0 } else { 32 };
-        let merged = word.load(Ordering::Relaxed) & !(0xffff_ffff << shift) | u64::from(value) << shift;
-        word.store(merged, Ordering::Release);
-        Some(())
-    }
-
-    fn alloc(&mut self, order: u8, last: u64) -> Option<u64> {
-        let bytes = FRAME.checked_shl(u32::from(order))?;
-        if let Some(count) = &mut self.fail_after {
-            *count = count.checked_sub(1)?;
+        let reached = self.units[unit].reach(source, iova, access, self.pci.has_device_tlb(source))?;
+        let Reached { phys, .. } = reached;
+        let back = self.returned.iter().any(|(first, bytes)| phys.wrapping_sub(*first) < *bytes);
+        assert!(!back || !is_truthful(), "{source:#x} at {iova:#x} reaches {phys:#x}, which was given back");
+        if access == RequestAccess::Write {
+            self.written.push(phys & !0xfff);
         }
-        self.left = self.left.checked_sub(bytes / FRAME)?;
-        // Every address is used once, so that what is freed is never mistaken for what came after.
-        let phys = self.next.next_multiple_of(bytes);
-        if phys + bytes - 1 > last {
-            return None;
-        }
-        self.next = phys + bytes;
-        // SAFETY: the layout has a size.
-        let at = NonNull::new(unsafe { alloc_zeroed(layout(order)) })?;
-        self.live.insert(phys, Block { at, order });
-        Some(phys)
+        Some(reached)
     }
 
-    fn free(&mut self, phys: u64, order: u8) {
-        let block = self.live.remove(&phys).unwrap_or_else(|| panic!("{phys:#x} is freed and not in use"));
-        assert_eq!(block.order, order, "{phys:#x} is freed with another order");
-        self.left += 1 << order;
-        // SAFETY: allocated with this layout, and the driver has given it up.
-        unsafe { dealloc(block.at.as_ptr(), layout(order)) };
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        for block in self.live.values() {
-            // SAFETY: what the driver has leaked it does not use any more: the run is over.
-            unsafe { dealloc(block.at.as_ptr(), layout(block.order)) };
+    /// Devices access some of what they have accessed before.
+    pub fn try_luck(&mut self, tries: usize) {
+        for _ in 0..tries.min(self.watched.len()) {
+            self.watched.rotate_left(1);
+            let Some(&(unit, source, iova)) = self.watched.front() else { return };
+            let access = [RequestAccess::Read, RequestAccess::Write][self.watched.len() & 1];
+            let _ = self.reach(unit, source, iova, access);
         }
     }
-}
 
-fn layout(order: u8) -> Layout {
-    let bytes = (FRAME as usize) << order;
-    Layout::from_size_align(bytes, bytes).expect("a power of two")
+    /// Nothing in any cache leads there.
+    pub fn give_back(&mut self, taken: &[(u64, u64)]) {
+        self.returned.extend_from_slice(taken);
+        if is_truthful() {
+            self.try_luck(MAX_WATCHED);
+        }
+    }
 }
 
 /// The platform of the one world.
@@ -185,29 +162,27 @@ unsafe impl Platform for Kernel {
     type Processor = Hosted;
 
     fn alloc_frames(&self, order: u8, last: PhysAddr) -> Option<PhysAddr> {
-        with(|world| {
-            assert_eq!(world.locks, 0, "frames are asked for under a lock");
-            world.memory.alloc(order, last.as_u64()).map(PhysAddr::new)
-        })
+        assert_eq!(with(|world| world.locks), 0, "frames are asked for under a lock");
+        memory().alloc(order, last.as_u64()).map(PhysAddr::new)
     }
 
     unsafe fn free_frames(&self, first: PhysAddr, order: u8) {
         with(|world| {
             assert_eq!(world.locks, 0, "frames are freed under a lock");
-            if world.truthful {
-                for unit in &world.units {
-                    unit.convict_freeing(&world.memory, first.as_u64(), FRAME << order);
-                }
+            let freed = memory().take(first.as_u64(), order);
+            if is_truthful() {
+                world.units.iter().for_each(|unit| unit.convict_freeing(first.as_u64(), FRAME << order));
+                // Who still has a cached way to it finds nothing.
+                world.try_luck(TRIES);
             }
-            world.memory.free(first.as_u64(), order);
+            drop(freed);
         });
     }
 
     fn phys_to_virt(&self, phys: PhysAddr) -> NonNull<u8> {
-        with(|world| {
-            let word = world.memory.word(phys.as_u64());
-            NonNull::from(word.unwrap_or_else(|| panic!("{phys} is used and not allocated"))).cast()
-        })
+        let memory = memory();
+        let word = memory.word(phys.as_u64());
+        NonNull::from(word.unwrap_or_else(|| panic!("{phys} is used and not allocated"))).cast()
     }
 
     fn map_registers(&self, base: PhysAddr, bytes: usize) -> Result<Access> {
@@ -217,15 +192,17 @@ unsafe impl Platform for Kernel {
             if let Some(unit) = world.units.iter().position(|unit| unit.base == base) {
                 if bytes == FRAME as usize {
                     // Firmware names a unit twice: two drivers for one queue.
-                    world.pristine = false;
-                    world.truthful = false;
+                    world.spoil(true);
                 }
                 return Ok(Access { unit, bytes });
             }
             if world.units.len() >= MAX_UNITS {
                 return Err(Error::NoMemory);
             }
-            let unit = world.template.unit(world.units.len(), base);
+            let (unit, truthful) = world.template.unit(world.units.len(), base);
+            if !truthful {
+                world.spoil(true);
+            }
             world.units.push(unit);
             Ok(Access { unit: world.units.len() - 1, bytes })
         })
@@ -241,6 +218,10 @@ unsafe impl Platform for Kernel {
 
     fn spin_hint(&self) {
         with(World::let_units_work);
+    }
+
+    fn clean(&self, start: NonNull<u8>, bytes: usize) {
+        memory().clean(start, bytes);
     }
 
     fn save_interrupts(&self) -> InterruptState {
@@ -262,6 +243,18 @@ unsafe impl Platform for Kernel {
         let (first, last) = RAM;
         visit(PhysRange::new(PhysAddr::new(first), PhysAddr::new(last)).unwrap());
     }
+
+    fn pci(&self) -> Option<&dyn PciConfig> {
+        Some(&ConfigSpace)
+    }
+
+    unsafe fn store_128(&self, target: NonNull<u128>, value: u128) -> Option<()> {
+        if !with(|world| world.stores_pairs) {
+            return None;
+        }
+        // SAFETY: passed on from the caller.
+        unsafe { Hosted::store_128(target, value) }
+    }
 }
 
 /// The registers of one unit.
@@ -272,12 +265,11 @@ pub struct Access {
 }
 
 impl Access {
-    fn unit<T>(&self, offset: usize, bytes: usize, access: impl FnOnce(&mut Unit, &Memory, bool) -> T) -> Option<T> {
+    fn unit<T>(&self, offset: usize, access: impl FnOnce(&mut Unit) -> T) -> Option<T> {
         with(|world| {
             world.step();
-            let World { units, memory, truthful, .. } = world;
-            let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.bytes);
-            inside.then(|| access(&mut units[self.unit], memory, *truthful))
+            let inside = offset.checked_add(4).is_some_and(|end| end <= self.bytes);
+            inside.then(|| access(&mut world.units[self.unit]))
         })
     }
 }
@@ -285,11 +277,14 @@ impl Access {
 impl Registers for Access {
     fn read32(&self, offset: usize) -> u32 {
         assert!(offset.is_multiple_of(4), "read at {offset:#x}");
-        self.unit(offset, 4, |unit, memory, _| unit.read32(memory, offset)).unwrap_or(u32::MAX)
+        self.unit(offset, |unit| unit.read32(offset)).unwrap_or(u32::MAX)
     }
 
     fn write32(&self, offset: usize, value: u32) {
         assert!(offset.is_multiple_of(4), "write at {offset:#x}");
-        self.unit(offset, 4, |unit, memory, truthful| unit.write32(memory, truthful, offset, value));
+        if offset == registers_offset::IQT {
+            with(|world| world.devices_are_busy.then(|| world.try_luck(TRIES)));
+        }
+        self.unit(offset, |unit| unit.write32(is_truthful(), offset, value));
     }
 }

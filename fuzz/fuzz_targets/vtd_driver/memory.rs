@@ -1,0 +1,200 @@
+//! The frames lent to the driver, as the processor and the units see them.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::BTreeMap;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use iommu::arch::vtd::device::Snoop;
+
+pub const FRAME: u64 = 4096;
+/// Bytes of a line of the processor's caches.
+const LINE: u64 = 64;
+
+/// A lock of its own, taken after the world's: units read memory while the world is looked at.
+static MEMORY: Mutex<Memory> = Mutex::new(Memory::new(0, 0));
+
+/// Blocks that come back go to the system's allocator, where the sanitizer finds whoever uses them
+/// afterwards.
+pub struct Memory {
+    live: BTreeMap<u64, Block>,
+    /// Where blocks are mapped, to their physical addresses.
+    mapped: BTreeMap<usize, u64>,
+    /// Below there is firmware's memory, which nobody can read.
+    pub base: u64,
+    next: u64,
+    /// Frames that may still be handed out.
+    left: u64,
+    /// Allocations until one fails.
+    pub fail_after: Option<u32>,
+    /// Units have write buffers (CAP.RWBF), and these are what is in them.
+    pub buffers: Option<Vec<(u64, [u64; 8])>>,
+}
+
+struct Block {
+    at: NonNull<u8>,
+    order: u8,
+    /// What those see who do not snoop the processor's caches: all ones where nothing was cleaned.
+    behind: Box<[u64]>,
+}
+
+// SAFETY: the pointer is used under the lock, or by the driver, which owns the block.
+unsafe impl Send for Block {}
+
+/// Ends the memory of the run before and begins another one.
+pub fn begin(base: u64, frames: u64) {
+    *MEMORY.lock().unwrap() = Memory::new(base, frames);
+}
+
+pub fn memory() -> MutexGuard<'static, Memory> {
+    MEMORY.lock().unwrap()
+}
+
+impl Memory {
+    const fn new(base: u64, frames: u64) -> Self {
+        Self {
+            live: BTreeMap::new(),
+            mapped: BTreeMap::new(),
+            base,
+            next: base,
+            left: frames,
+            fail_after: None,
+            buffers: None,
+        }
+    }
+
+    pub fn frames_in_use(&self) -> u64 {
+        self.live.values().map(|block| 1 << block.order).sum()
+    }
+
+    /// The block around `phys`, and the quadword in it.
+    fn find(&self, phys: u64) -> Option<(&Block, usize)> {
+        let (first, block) = self.live.range(..=phys).next_back()?;
+        let offset = phys - first;
+        (offset < FRAME << block.order).then_some((block, offset as usize / 8))
+    }
+
+    /// The quadword at `phys`, if it lies in a block that the driver has.
+    pub fn word(&self, phys: u64) -> Option<&AtomicU64> {
+        let (block, index) = self.find(phys)?;
+        Some(block.word(index))
+    }
+
+    pub fn load(&self, phys: u64, snoop: Snoop) -> Option<u64> {
+        let (block, index) = self.find(phys)?;
+        Some(match snoop {
+            Snoop::Yes => block.word(index).load(Ordering::Acquire),
+            Snoop::No => block.behind[index],
+        })
+    }
+
+    /// What a unit does to the quadword at `phys`; `false` when it changed meanwhile.
+    pub fn update(&mut self, phys: u64, change: impl FnOnce(u64) -> Option<u64>) -> Option<bool> {
+        let (first, block) = self.live.range_mut(..=phys).next_back()?;
+        let index = (phys - first) as usize / 8;
+        let behind = block.behind.get_mut(index)?;
+        // SAFETY: inside a live block, aligned to 8 bytes; the driver shares these words as atomics.
+        let word: &AtomicU64 = unsafe { block.at.cast().add(index).as_ref() };
+        let Some(new) = change(word.load(Ordering::Relaxed)) else { return Some(false) };
+        word.store(new, Ordering::Release);
+        *behind = new;
+        Some(true)
+    }
+
+    /// The processor writes lines back.
+    pub fn clean(&mut self, at: NonNull<u8>, bytes: usize) {
+        let at = at.as_ptr().addr();
+        let Some((start, phys)) = self.mapped.range(..=at).next_back() else { return };
+        let first = (phys + (at - start) as u64) & !(LINE - 1);
+        let end = phys + (at - start + bytes) as u64;
+        for line in (first..end).step_by(LINE as usize) {
+            let now = [0, 1, 2, 3, 4, 5, 6, 7].map(|index| self.load(line + index * 8, Snoop::Yes).unwrap_or(0));
+            match &mut self.buffers {
+                Some(buffers) => buffers.push((line, now)),
+                None => self.write_back(line, now),
+            }
+        }
+    }
+
+    pub fn flush_write_buffers(&mut self) {
+        let buffered = self.buffers.as_mut().map(std::mem::take);
+        buffered.into_iter().flatten().for_each(|(line, words)| self.write_back(line, words));
+    }
+
+    fn write_back(&mut self, line: u64, words: [u64; 8]) {
+        if let Some((first, block)) = self.live.range_mut(..=line).next_back() {
+            let index = (line - first) as usize / 8;
+            // It may have been freed meanwhile.
+            if let Some(behind) = block.behind.get_mut(index..index + 8) {
+                behind.copy_from_slice(&words);
+            }
+        }
+    }
+
+    pub fn alloc(&mut self, order: u8, last: u64) -> Option<u64> {
+        let bytes = FRAME.checked_shl(u32::from(order))?;
+        if let Some(count) = &mut self.fail_after {
+            *count = count.checked_sub(1)?;
+        }
+        self.left = self.left.checked_sub(bytes / FRAME)?;
+        // Every address is used once, so that what is freed is never mistaken for what came after.
+        let phys = self.next.next_multiple_of(bytes);
+        if phys + bytes - 1 > last {
+            return None;
+        }
+        self.next = phys + bytes;
+        // SAFETY: the layout has a size.
+        let at = NonNull::new(unsafe { alloc_zeroed(layout(order)) })?;
+        let behind = vec![u64::MAX; (bytes / 8) as usize].into_boxed_slice();
+        self.live.insert(phys, Block { at, order, behind });
+        self.mapped.insert(at.as_ptr().addr(), phys);
+        Some(phys)
+    }
+
+    /// Takes a block out of the driver's memory, which goes when this is dropped.
+    pub fn take(&mut self, phys: u64, order: u8) -> Freed {
+        let block = self.live.remove(&phys).unwrap_or_else(|| panic!("{phys:#x} is freed and not in use"));
+        assert_eq!(block.order, order, "{phys:#x} is freed with another order");
+        self.mapped.remove(&block.at.as_ptr().addr());
+        self.left += 1 << order;
+        Freed(block)
+    }
+
+    /// Whether an entry of the table at `table` points to a block.
+    pub fn points_to(&self, table: u64, first: u64, bytes: u64) -> bool {
+        let Some((block, start)) = self.find(table) else { return false };
+        let leads = |word: u64| word & 1 != 0 && (word & !0xfff).wrapping_sub(first) < bytes;
+        (start..start + 512).any(|index| leads(block.word(index).load(Ordering::Relaxed)))
+    }
+}
+
+impl Block {
+    fn word(&self, index: usize) -> &AtomicU64 {
+        assert!(index < self.behind.len());
+        // SAFETY: inside a live block, aligned to 8 bytes; the driver shares these words as atomics.
+        unsafe { self.at.cast().add(index).as_ref() }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // What the driver has leaked it does not use any more: the run is over.
+        std::mem::take(&mut self.live).into_values().for_each(|block| drop(Freed(block)));
+    }
+}
+
+/// A block that nobody uses any more.
+pub struct Freed(Block);
+
+impl Drop for Freed {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout, and the driver has given it up.
+        unsafe { dealloc(self.0.at.as_ptr(), layout(self.0.order)) };
+    }
+}
+
+fn layout(order: u8) -> Layout {
+    let bytes = (FRAME as usize) << order;
+    Layout::from_size_align(bytes, bytes).expect("a power of two")
+}
