@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hardware::{CAP, ECAP, Machine};
 use iommu::arch::vtd::layout::registers::{Global, TableMode};
 use iommu::arch::vtd::layout::{Cap, Ecap};
-use iommu::arch::vtd::{self, PreviousTables, VtdOptions};
+use iommu::arch::vtd::{self, ModeWish, PreviousTables, VtdOptions};
 use iommu::device::Trust;
 use iommu::pci::PciConfig;
 use iommu::platform::Platform;
@@ -253,5 +253,17 @@ fn another_mode_is_replaced() {
         assert_eq!(TableMode::of_root_table_address(root), Some(TableMode::Scalable));
         assert_eq!(previous.context(1), [0, 0], "entries of the other mode are not copied");
         drop(device);
+    }
+}
+
+/// What a previous kernel left in force decides which descriptors are valid (6.5.2, Table 26).
+#[test]
+fn the_queue_fits_the_mode_that_is_left() {
+    for (mode, wide) in [(TableMode::Scalable, true), (TableMode::AbortDma, true), (TableMode::Legacy, false)] {
+        let previous = Previous::new(CAP, SCALABLE, mode);
+        let iommu = Iommu::new(previous.machine.clone(), Policy::default()).unwrap();
+        vtd::init_with(&iommu, &dmar(), VtdOptions { mode: ModeWish::Legacy, ..VtdOptions::default() }).unwrap();
+        assert_eq!(previous.machine.hardware().queue_address >> 11 & 1 == 1, wide);
+        iommu.shutdown().unwrap();
     }
 }

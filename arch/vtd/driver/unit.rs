@@ -104,10 +104,11 @@ impl<P: Platform> VtdUnit<P> {
         for reserved in [ABSENT_ID, PASS_THROUGH_ID] {
             ids.reserve(u32::from(reserved.as_u16()))?;
         }
-        // Requests for PASIDs take 256 bits, and scalable mode takes no others (6.5.2, Table 26).
+        // Requests for PASIDs take 256 bits, and scalable mode takes no others (6.5.2, Table 26): not ours,
+        // nor that of a previous kernel, which stays until the unit is given our tables.
         let width = match mode {
-            TableMode::Scalable => DescriptorWidth::Bits256,
-            _ => DescriptorWidth::Bits128,
+            TableMode::Legacy if registers.is_in_mode(TableMode::Legacy) => DescriptorWidth::Bits128,
+            _ => DescriptorWidth::Bits256,
         };
         let queue = Queue::new(platform.clone(), QueueConfig { width, ..QueueConfig::default() })?;
         let coherency = coherency(&capabilities);
