@@ -64,4 +64,5 @@ fuzz_target!(|bytes: &[u8]| {
     } else {
         queue::run(&mut input);
     }
+    world::end();
 });

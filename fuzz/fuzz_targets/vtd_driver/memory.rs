@@ -18,7 +18,9 @@ static MEMORY: Mutex<Memory> = Mutex::new(Memory::new(0, 0));
 /// Blocks that come back go to the system's allocator, where the sanitizer finds whoever uses them
 /// afterwards.
 pub struct Memory {
-    live: BTreeMap<u64, Block>,
+    /// All that were ever handed out, and which of them each frame from `base` on belongs to.
+    blocks: Vec<Option<Block>>,
+    frames: Vec<u32>,
     /// Where blocks are mapped, to their physical addresses.
     mapped: BTreeMap<usize, u64>,
     /// Below there is firmware's memory, which nobody can read.
@@ -29,10 +31,11 @@ pub struct Memory {
     /// Allocations until one fails.
     pub fail_after: Option<u32>,
     /// Units have write buffers (CAP.RWBF), and these are what is in them.
-    pub buffers: Option<Vec<(u64, [u64; 8])>>,
+    pub buffers: Option<Vec<(u64, u64)>>,
 }
 
 struct Block {
+    first: u64,
     at: NonNull<u8>,
     order: u8,
     /// What those see who do not snoop the processor's caches: all ones where nothing was cleaned.
@@ -42,7 +45,7 @@ struct Block {
 // SAFETY: the pointer is used under the lock, or by the driver, which owns the block.
 unsafe impl Send for Block {}
 
-/// Ends the memory of the run before and begins another one.
+/// Begins with all frames free, and frees what was not given back.
 pub fn begin(base: u64, frames: u64) {
     *MEMORY.lock().unwrap() = Memory::new(base, frames);
 }
@@ -54,7 +57,8 @@ pub fn memory() -> MutexGuard<'static, Memory> {
 impl Memory {
     const fn new(base: u64, frames: u64) -> Self {
         Self {
-            live: BTreeMap::new(),
+            blocks: Vec::new(),
+            frames: Vec::new(),
             mapped: BTreeMap::new(),
             base,
             next: base,
@@ -65,14 +69,26 @@ impl Memory {
     }
 
     pub fn frames_in_use(&self) -> u64 {
-        self.live.values().map(|block| 1 << block.order).sum()
+        self.blocks.iter().flatten().map(|block| 1 << block.order).sum()
+    }
+
+    /// The place of the block around `phys`.
+    fn place(&self, phys: u64) -> Option<usize> {
+        let frame = phys.checked_sub(self.base)? / FRAME;
+        self.frames.get(usize::try_from(frame).ok()?).map(|block| *block as usize)
     }
 
     /// The block around `phys`, and the quadword in it.
     fn find(&self, phys: u64) -> Option<(&Block, usize)> {
-        let (first, block) = self.live.range(..=phys).next_back()?;
-        let offset = phys - first;
-        (offset < FRAME << block.order).then_some((block, offset as usize / 8))
+        let block = self.blocks.get(self.place(phys)?)?.as_ref()?;
+        Some((block, (phys - block.first) as usize / 8))
+    }
+
+    fn find_mut(&mut self, phys: u64) -> Option<(&mut Block, usize)> {
+        let place = self.place(phys)?;
+        let block = self.blocks.get_mut(place)?.as_mut()?;
+        let index = (phys - block.first) as usize / 8;
+        Some((block, index))
     }
 
     /// The quadword at `phys`, if it lies in a block that the driver has.
@@ -84,21 +100,17 @@ impl Memory {
     pub fn load(&self, phys: u64, snoop: Snoop) -> Option<u64> {
         let (block, index) = self.find(phys)?;
         Some(match snoop {
-            Snoop::Yes => block.word(index).load(Ordering::Acquire),
+            Snoop::Yes => block.load(index),
             Snoop::No => block.behind[index],
         })
     }
 
     /// What a unit does to the quadword at `phys`; `false` when it changed meanwhile.
     pub fn update(&mut self, phys: u64, change: impl FnOnce(u64) -> Option<u64>) -> Option<bool> {
-        let (first, block) = self.live.range_mut(..=phys).next_back()?;
-        let index = (phys - first) as usize / 8;
-        let behind = block.behind.get_mut(index)?;
-        // SAFETY: inside a live block, aligned to 8 bytes; the driver shares these words as atomics.
-        let word: &AtomicU64 = unsafe { block.at.cast().add(index).as_ref() };
-        let Some(new) = change(word.load(Ordering::Relaxed)) else { return Some(false) };
-        word.store(new, Ordering::Release);
-        *behind = new;
+        let (block, index) = self.find_mut(phys)?;
+        let Some(new) = change(block.word(index).load(Ordering::Relaxed)) else { return Some(false) };
+        block.word(index).store(new, Ordering::Release);
+        block.behind[index] = new;
         Some(true)
     }
 
@@ -108,26 +120,29 @@ impl Memory {
         let Some((start, phys)) = self.mapped.range(..=at).next_back() else { return };
         let first = (phys + (at - start) as u64) & !(LINE - 1);
         let end = phys + (at - start + bytes) as u64;
-        for line in (first..end).step_by(LINE as usize) {
-            let now = [0, 1, 2, 3, 4, 5, 6, 7].map(|index| self.load(line + index * 8, Snoop::Yes).unwrap_or(0));
-            match &mut self.buffers {
-                Some(buffers) => buffers.push((line, now)),
-                None => self.write_back(line, now),
+        let last = (end - 1) | (LINE - 1);
+        let mut buffers = self.buffers.take();
+        if let Some((block, index)) = self.find_mut(first) {
+            let words = index..=index + (last - first) as usize / 8;
+            match &mut buffers {
+                Some(buffers) => {
+                    buffers.extend(words.map(|index| (block.first + index as u64 * 8, block.load(index))));
+                }
+                // SAFETY: inside a live block, which nobody else writes to meanwhile: there is one processor.
+                None => block.behind[words].copy_from_slice(unsafe {
+                    std::slice::from_raw_parts(block.at.cast().add(index).as_ptr(), (last - first) as usize / 8 + 1)
+                }),
             }
         }
+        self.buffers = buffers;
     }
 
     pub fn flush_write_buffers(&mut self) {
         let buffered = self.buffers.as_mut().map(std::mem::take);
-        buffered.into_iter().flatten().for_each(|(line, words)| self.write_back(line, words));
-    }
-
-    fn write_back(&mut self, line: u64, words: [u64; 8]) {
-        if let Some((first, block)) = self.live.range_mut(..=line).next_back() {
-            let index = (line - first) as usize / 8;
+        for (phys, word) in buffered.into_iter().flatten() {
             // It may have been freed meanwhile.
-            if let Some(behind) = block.behind.get_mut(index..index + 8) {
-                behind.copy_from_slice(&words);
+            if let Some((block, index)) = self.find_mut(phys) {
+                block.behind[index] = word;
             }
         }
     }
@@ -144,18 +159,21 @@ impl Memory {
             return None;
         }
         self.next = phys + bytes;
+        self.frames.resize(((phys - self.base) / FRAME) as usize, u32::MAX);
+        self.frames.resize(((self.next - self.base) / FRAME) as usize, self.blocks.len() as u32);
         // SAFETY: the layout has a size.
         let at = NonNull::new(unsafe { alloc_zeroed(layout(order)) })?;
         let behind = vec![u64::MAX; (bytes / 8) as usize].into_boxed_slice();
-        self.live.insert(phys, Block { at, order, behind });
+        self.blocks.push(Some(Block { first: phys, at, order, behind }));
         self.mapped.insert(at.as_ptr().addr(), phys);
         Some(phys)
     }
 
     /// Takes a block out of the driver's memory, which goes when this is dropped.
     pub fn take(&mut self, phys: u64, order: u8) -> Freed {
-        let block = self.live.remove(&phys).unwrap_or_else(|| panic!("{phys:#x} is freed and not in use"));
-        assert_eq!(block.order, order, "{phys:#x} is freed with another order");
+        let place = self.place(phys).and_then(|place| self.blocks.get_mut(place));
+        let block = place.and_then(Option::take).unwrap_or_else(|| panic!("{phys:#x} is freed and not in use"));
+        assert_eq!((block.first, block.order), (phys, order), "{phys:#x} is freed otherwise than it was allocated");
         self.mapped.remove(&block.at.as_ptr().addr());
         self.left += 1 << order;
         Freed(block)
@@ -165,7 +183,7 @@ impl Memory {
     pub fn points_to(&self, table: u64, first: u64, bytes: u64) -> bool {
         let Some((block, start)) = self.find(table) else { return false };
         let leads = |word: u64| word & 1 != 0 && (word & !0xfff).wrapping_sub(first) < bytes;
-        (start..start + 512).any(|index| leads(block.word(index).load(Ordering::Relaxed)))
+        (start..start + 512).any(|index| leads(block.load(index)))
     }
 }
 
@@ -175,12 +193,16 @@ impl Block {
         // SAFETY: inside a live block, aligned to 8 bytes; the driver shares these words as atomics.
         unsafe { self.at.cast().add(index).as_ref() }
     }
+
+    fn load(&self, index: usize) -> u64 {
+        self.word(index).load(Ordering::Acquire)
+    }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
         // What the driver has leaked it does not use any more: the run is over.
-        std::mem::take(&mut self.live).into_values().for_each(|block| drop(Freed(block)));
+        std::mem::take(&mut self.blocks).into_iter().flatten().for_each(|block| drop(Freed(block)));
     }
 }
 

@@ -57,7 +57,6 @@ pub struct World {
     steps: u64,
 }
 
-/// Ends the world of the run before and begins another one.
 pub fn begin(base: u64, frames: u64, clock_step: u64, template: Template) {
     memory::begin(base, frames);
     if template.capabilities.iter().all(|unit| unit.cap.contains(Cap::RWBF)) {
@@ -79,6 +78,12 @@ pub fn begin(base: u64, frames: u64, clock_step: u64, template: Template) {
         locks: 0,
         steps: 0,
     });
+}
+
+/// Ends it: what the driver has leaked on purpose goes.
+pub fn end() {
+    *WORLD.lock().unwrap() = None;
+    memory::begin(0, 0);
 }
 
 pub fn with<T>(look: impl FnOnce(&mut World) -> T) -> T {
