@@ -27,12 +27,13 @@ struct State {
 }
 
 pub fn run(input: &mut Input<'_>) {
-    // Every domain id is another one.
+    // There is a queue, and every domain id is another one.
     let all_ids = Cap::from_bits_retain(6);
     let (scalable, device_tlbs) = world::with(|world| {
         world.template.root = 0;
         let capabilities = &mut world.template.capabilities[0];
         capabilities.cap = capabilities.cap.difference(Cap::from_bits_retain(7)) | all_ids;
+        capabilities.ecap |= Ecap::QI;
         (capabilities.ecap.contains(Ecap::SMTS), capabilities.ecap.contains(Ecap::DT))
     });
     let Ok(registers) = UnitRegisters::map(Kernel, PhysAddr::new(0xfed9_0000)) else { return };
