@@ -67,7 +67,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     pub fn clear_dirty(&self) -> Result<()> {
         self.check_recording()?;
         let _reader = self.reader();
-        let mut job = Job::Read(DirtyRead::Clear, &mut |_| ());
+        let mut ignore = |_| ();
+        let mut job = Job::Read(DirtyRead::Clear, &mut ignore);
         self.each_page(self.root_table(), self.top, 0, self.last_offset(), &mut job);
         Ok(())
     }
