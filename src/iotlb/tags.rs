@@ -15,6 +15,7 @@
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
+use core::slice;
 use core::time::Duration;
 
 use crate::addr::PhysAddr;
@@ -214,6 +215,7 @@ impl<P: Platform> Tags<P> {
     }
 
     /// The slot of a tag in this state, `LIVE` or `WITHDRAWN`. Under the lock.
+    #[inline(never)]
     fn find(&self, state: u32, unit: &Unit, tag: CacheTag) -> Option<&Slot> {
         self.slots().filter(|slot| slot.state.load(Ordering::Acquire) == state).find(|slot| {
             // SAFETY: filled before it became live, and dropped only by who takes it from this state, which
@@ -257,7 +259,7 @@ impl<P: Platform> Tags<P> {
 
     fn share(&self, unit: &Unit, pasid: Option<Pasid>, device: Option<DeviceTlb>) -> Option<CacheTag> {
         let _guard = self.users.lock(&self.platform);
-        let slot = self.live_slots().find(|slot| {
+        let slot = self.slots().find(|slot| {
             slot.content().is_some_and(|(u, t)| u.ptr_eq(unit) && t.pasid == pasid && t.device == device)
         })?;
         // SAFETY: under the lock.
@@ -302,19 +304,8 @@ impl<P: Platform> Tags<P> {
         }
     }
 
-    fn slots(&self) -> impl Iterator<Item = &Slot> {
-        let mut next = self.chunks.load(Ordering::Acquire);
-        let chunks = core::iter::from_fn(move || {
-            // SAFETY: zero or a chunk that lives as long as `self`.
-            let chunk = unsafe { ptr::with_exposed_provenance::<Chunk>(next).as_ref() }?;
-            next = chunk.next.load(Ordering::Acquire);
-            Some(chunk.slots.iter())
-        });
-        self.inline.iter().chain(chunks.flatten())
-    }
-
-    fn live_slots(&self) -> impl Iterator<Item = &Slot> {
-        self.slots().filter(|slot| slot.state.load(Ordering::Acquire) == LIVE)
+    fn slots(&self) -> Slots<'_> {
+        Slots { rest: self.inline.iter(), next: &self.chunks }
     }
 
     /// The other half of [`read`](Self::read): after it, a reader sees what was published before, or
@@ -361,6 +352,29 @@ impl<P: Platform> Drop for Tags<P> {
             next = chunk.next.load(Ordering::Acquire);
             // SAFETY: allocated with order 0 by `grow`, and not used any more.
             unsafe { self.platform.free_frames(frame, 0) };
+        }
+    }
+}
+
+/// The slots of a domain, in use or not.
+struct Slots<'a> {
+    rest: slice::Iter<'a, Slot>,
+    /// Where the address of the next chunk stands.
+    next: &'a AtomicUsize,
+}
+
+impl<'a> Iterator for Slots<'a> {
+    type Item = &'a Slot;
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a Slot> {
+        loop {
+            if let Some(slot) = self.rest.next() {
+                return Some(slot);
+            }
+            // SAFETY: zero or a chunk that lives as long as the tags, which are borrowed.
+            let chunk = unsafe { ptr::with_exposed_provenance::<Chunk>(self.next.load(Ordering::Acquire)).as_ref() }?;
+            (self.rest, self.next) = (chunk.slots.iter(), &chunk.next);
         }
     }
 }

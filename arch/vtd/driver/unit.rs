@@ -397,6 +397,7 @@ impl<P: Platform> VtdUnit<P> {
     }
 
     /// Keeps a domain, and the number it is cached under, until the unit was reset.
+    #[inline(never)]
     fn quarantine(&self, unit: &Unit, domain: &Domain, tag: Option<CacheTag>) {
         let Some(tag) = tag else { return };
         let Ok(domain) = self.translated(domain) else { return };

@@ -315,11 +315,13 @@ impl<P: Platform> Queue<P> {
         completed.then_some(Found::Outcome(Ok(())))
     }
 
+    #[inline(never)]
     fn update_attention(&self, state: &State) {
         let attention = state.mode != Mode::Running || state.failures.iter().any(Option::is_some);
         self.attention.store(attention, Ordering::Release);
     }
 
+    #[inline(never)]
     fn fence_locked(&self, state: &mut State) {
         if state.mode == Mode::Running {
             state.mode = Mode::Fenced;
