@@ -161,13 +161,12 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         self.usual.is_some_and(|window| window.covers(&range))
     }
 
-    /// An unmap that is not as usual.
+    /// Unmaps, windows or not.
     ///
     /// # Safety
     /// As [`Domain::unmap`](super::Domain::unmap).
     #[inline(never)]
-    unsafe fn unmap_any(&self, range: IovaRange, flush: &mut Flush) -> Result<()> {
-        self.check(range)?;
+    unsafe fn unmap_anywhere(&self, range: IovaRange, flush: &mut Flush) -> Result<()> {
         // SAFETY: passed on to the caller.
         let result = unsafe { self.table.unmap(range, &mut flush.tables) };
         match result {
@@ -217,7 +216,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         let flushed = self.sync(&mut flush);
         if flushed.is_err() {
             // SAFETY: the caller of `map` keeps others away from the range, and it was just mapped.
-            let unmapped = unsafe { self.table.unmap(range, &mut flush.tables) };
+            let unmapped = unsafe { self.unmap_anywhere(range, &mut flush) };
             debug_assert!(unmapped.is_ok());
             self.defer(&mut flush);
         }
@@ -313,8 +312,9 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
             flush.add(range);
             return Ok(());
         }
+        self.check(range)?;
         // SAFETY: passed on to the caller.
-        unsafe { self.unmap_any(range, flush) }
+        unsafe { self.unmap_anywhere(range, flush) }
     }
 
     unsafe fn cut(&self, range: IovaRange, flush: &mut Flush) -> Result<()> {

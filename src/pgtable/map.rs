@@ -535,7 +535,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             return MapError::from(error);
         }
         // Every page below `at` was written by this call, so none is covered in part.
-        let _ = self.clear(start, at - 1, stray);
+        let _ = self.clear_tables(self.root_table(), self.top, start, at - 1, stray);
         MapError { error, undone: Some(self.range_of(start, at - 1)) }
     }
 }

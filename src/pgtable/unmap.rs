@@ -32,7 +32,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     }
 
     #[inline(always)]
-    pub(super) fn clear(&self, at: u64, last: u64, stray: &mut TableList) -> Result<()> {
+    fn clear(&self, at: u64, last: u64, stray: &mut TableList) -> Result<()> {
         let low = at ^ last;
         if last - at < low_mask(shift::<F>(1)) {
             if low >> shift::<F>(1) == 0
@@ -60,7 +60,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
 
     /// Clears `start..=end` in a table of `level` and below.
     #[inline(never)]
-    fn clear_tables(&self, table: Table<'_>, level: u8, start: u64, end: u64, stray: &mut TableList) -> Result<()> {
+    pub(super) fn clear_tables(&self, table: Table<'_>, level: u8, start: u64, end: u64, stray: &mut TableList) -> Result<()> {
         if level == 0 {
             return self.clear_leaves(table, self.index(0, start), start, end);
         }

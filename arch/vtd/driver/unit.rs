@@ -355,6 +355,7 @@ impl<P: Platform> VtdUnit<P> {
     }
 
     /// Flushes the write buffer, if the unit has one that needs it.
+    #[inline(never)]
     pub(super) fn flush_write_buffer(&self, site: Site) -> Result<()> {
         if site.is_skipped() { Ok(()) } else { self.registers.flush_write_buffer() }
     }

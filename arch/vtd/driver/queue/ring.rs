@@ -37,6 +37,7 @@ impl<P: Platform> Queue<P> {
         self.width.queue_address(self.ring.phys(), self.order)
     }
 
+    #[inline(never)]
     pub(super) fn read(&self, position: u32) -> Descriptor {
         let mut descriptor = Descriptor::default();
         let first = self.first_word(position);
