@@ -127,6 +127,7 @@ impl<P: Platform> IdBitmap<P> {
     /// # Errors
     /// [`InvalidReason::Duplicate`] when it is taken, [`InvalidReason::Configuration`] above the
     /// limit, [`Error::NoMemory`].
+    #[inline(never)]
     pub fn reserve(&self, id: u32) -> Result<()> {
         if id > self.limit {
             return Err(Error::Invalid(InvalidReason::Configuration));
@@ -222,6 +223,7 @@ impl<P: Platform> IdBitmap<P> {
         }
     }
 
+    #[inline(never)]
     fn leaf_or_new(&self, id: u32) -> Result<Words<'_>> {
         if let Some(leaf) = self.leaf(id) {
             return Ok(leaf);

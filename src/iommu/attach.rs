@@ -11,6 +11,7 @@ use crate::domain::{Domain, DomainKind};
 use crate::error::{BusyReason, Error, IncompatibleReason, InvalidReason, Result, WaitReason};
 use crate::group::{Group, GroupState};
 use crate::id::SourceId;
+use crate::ops::Unit;
 use crate::platform::Platform;
 use crate::prot::Prot;
 use crate::region::{RegionKind, ReservedRegion};
@@ -190,11 +191,10 @@ impl<P: Platform> Claim<'_, P> {
             map_direct_regions(domain, device.iommu()?, self.scope_of(domain))?;
         }
         if !uses_device_tlbs(domain) {
-            self.members(newcomer).for_each(|device| self.turn_off(&device));
+            self.turn_all_off(newcomer);
         }
-        let mut moved = 0;
-        let result = self.sources(newcomer).try_for_each(|(device, source)| {
-            let unit = &device.iommu()?.unit;
+        let mut moved = 0usize;
+        let result = self.each_source(newcomer, &mut |unit, source| {
             unit.attach(unit, &self.requester(source), domain, old)?;
             moved += 1;
             Ok(())
@@ -204,15 +204,16 @@ impl<P: Platform> Claim<'_, P> {
             // Where the hardware failed, the device that it failed for may be blocked.
             let failed = matches!(error, Error::Fenced | Error::TimedOut(_) | Error::Invalidation { .. });
             lets_through = if failed { &self.iommu.blocked } else { old };
-            self.members(newcomer).for_each(|device| self.turn_off(&device));
-            for (device, source) in self.sources(newcomer).take(moved) {
-                if let Ok(DeviceIommu { unit, .. }) = device.iommu()
-                    && unit.attach(unit, &self.requester(source), old, domain).is_err()
-                {
+            self.turn_all_off(newcomer);
+            let _ = self.each_source(newcomer, &mut |unit, source| {
+                // Stops where the way there did.
+                moved = moved.checked_sub(1).ok_or(error)?;
+                if unit.attach(unit, &self.requester(source), old, domain).is_err() {
                     unit.block(unit, &self.requester(source), domain);
                     lets_through = &self.iommu.blocked;
                 }
-            }
+                Ok(())
+            });
             let in_doubt = !lets_through.ptr_eq(old);
             self.write(|state| state.in_doubt |= in_doubt);
         }
@@ -235,12 +236,11 @@ impl<P: Platform> Claim<'_, P> {
             state.in_doubt = false;
             core::mem::replace(&mut state.domain, self.iommu.blocked.clone())
         });
-        self.members(None).for_each(|device| self.turn_off(&device));
-        for (device, source) in self.sources(None) {
-            if let Ok(DeviceIommu { unit, .. }) = device.iommu() {
-                unit.block(unit, &self.requester(source), &old);
-            }
-        }
+        self.turn_all_off(None);
+        let _ = self.each_source(None, &mut |unit, source| {
+            unit.block(unit, &self.requester(source), &old);
+            Ok(())
+        });
     }
 
     /// Lets a device that joins the group reach what the others reach. After an error its sources
@@ -253,14 +253,14 @@ impl<P: Platform> Claim<'_, P> {
         map_direct_regions(&domain, iommu, self.scope_of(&domain))?;
         let unit = &iommu.unit;
         let mut attached = 0;
-        let result = self.own_sources(device).try_for_each(|source| {
-            unit.attach(unit, &self.requester(source), &domain, &self.iommu.blocked)?;
+        let sources = self.own_sources(device);
+        let result = sources.iter().try_for_each(|source| {
+            unit.attach(unit, &self.requester(*source), &domain, &self.iommu.blocked)?;
             attached += 1;
             Ok(())
         });
         if result.is_err() {
-            let sources = self.own_sources(device).take(attached);
-            sources.for_each(|source| unit.block(unit, &self.requester(source), &domain));
+            sources.iter().take(attached).for_each(|source| unit.block(unit, &self.requester(*source), &domain));
         } else if uses_device_tlbs(&domain) {
             self.turn_on(device);
         }
@@ -272,7 +272,7 @@ impl<P: Platform> Claim<'_, P> {
         let domain = self.read(|state| state.domain.clone());
         self.turn_off(device);
         if let Ok(DeviceIommu { unit, .. }) = device.iommu() {
-            self.own_sources(device).for_each(|source| unit.block(unit, &self.requester(source), &domain));
+            self.own_sources(device).iter().for_each(|source| unit.block(unit, &self.requester(*source), &domain));
         }
     }
 
@@ -308,21 +308,35 @@ impl<P: Platform> Claim<'_, P> {
     }
 
     /// The sources of a device that no other member behind its unit shares.
-    fn own_sources(&self, device: &Device) -> impl Iterator<Item = SourceId> {
-        let shared = move |source: &SourceId| self.members(Some(device)).any(|other| sends_as(&other, device, *source));
-        device.sources().iter().copied().filter(move |source| !shared(source))
+    #[inline(never)]
+    fn own_sources(&self, device: &Device) -> heapless::Vec<SourceId, MAX_SOURCES> {
+        let shared = |source: &SourceId| self.members(Some(device)).any(|other| sends_as(&other, device, *source));
+        device.sources().iter().copied().filter(|source| !shared(source)).collect()
     }
 
-    /// Every source id of the members with a device that uses it, each id once a unit.
-    fn sources(&self, newcomer: Option<&Device>) -> impl Iterator<Item = (Device, SourceId)> {
-        self.members(newcomer).flat_map(move |device| {
-            let is_first_user = |source: &SourceId| {
-                self.members(newcomer).find(|member| sends_as(member, &device, *source)).as_ref() == Some(&device)
-            };
-            let sources: heapless::Vec<SourceId, MAX_SOURCES> =
-                device.sources().iter().copied().filter(is_first_user).collect();
-            sources.into_iter().map(move |source| (device.clone(), source))
-        })
+    /// Calls `visit` with every source id of the members and the unit that it is behind, each id once a
+    /// unit, until it fails.
+    #[inline(never)]
+    fn each_source(
+        &self,
+        newcomer: Option<&Device>,
+        visit: &mut dyn FnMut(&Unit, SourceId) -> Result<()>,
+    ) -> Result<()> {
+        for device in self.members(newcomer) {
+            let Ok(DeviceIommu { unit, .. }) = device.iommu() else { continue };
+            for source in device.sources() {
+                let first_user = self.members(newcomer).find(|member| sends_as(member, &device, *source));
+                if first_user.as_ref() == Some(&device) {
+                    visit(unit, *source)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn turn_all_off(&self, newcomer: Option<&Device>) {
+        self.members(newcomer).for_each(|device| self.turn_off(&device));
     }
 
     /// Relaxable direct regions belong to the default domain alone.
