@@ -60,7 +60,14 @@ impl<F: Format, P: Platform> PageTable<F, P> {
 
     /// Clears `start..=end` in a table of `level` and below.
     #[inline(never)]
-    pub(super) fn clear_tables(&self, table: Table<'_>, level: u8, start: u64, end: u64, stray: &mut TableList) -> Result<()> {
+    pub(super) fn clear_tables(
+        &self,
+        table: Table<'_>,
+        level: u8,
+        start: u64,
+        end: u64,
+        stray: &mut TableList,
+    ) -> Result<()> {
         if level == 0 {
             return self.clear_leaves(table, self.index(0, start), start, end);
         }

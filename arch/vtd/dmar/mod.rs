@@ -135,12 +135,7 @@ impl<'a> Dmar<'a> {
     /// All structures in the table's order.
     pub fn structures(&self) -> impl Iterator<Item = Structure<'a>> + Clone + use<'a> {
         let mut rest = self.structures;
-        core::iter::from_fn(move || {
-            // Everything was checked by `parse`, so an error cannot be met here.
-            let (structure, after) = Structure::read(rest).ok()?;
-            rest = after;
-            Some(structure)
-        })
+        core::iter::from_fn(move || next_structure(&mut rest))
     }
 
     /// The units ("DMA remapping hardware unit definitions").
@@ -158,6 +153,14 @@ impl<'a> Dmar<'a> {
             _ => None,
         })
     }
+}
+
+#[inline(never)]
+fn next_structure<'a>(rest: &mut Part<'a>) -> Option<Structure<'a>> {
+    // Everything was checked by `parse`, so an error cannot be met here.
+    let (structure, after) = Structure::read(*rest).ok()?;
+    *rest = after;
+    Some(structure)
 }
 
 /// One line for the table, then one for each structure.

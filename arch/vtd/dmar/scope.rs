@@ -199,6 +199,7 @@ pub struct Scopes<'a> {
 
 impl<'a> Scopes<'a> {
     /// Checks the scopes that fill `part`.
+    #[inline(never)]
     pub(super) fn read(part: Part<'a>) -> Result<Self, ParseError> {
         let mut rest = part;
         while !rest.is_empty() {
@@ -211,6 +212,7 @@ impl<'a> Scopes<'a> {
 impl<'a> Iterator for Scopes<'a> {
     type Item = DeviceScope<'a>;
 
+    #[inline(never)]
     fn next(&mut self) -> Option<DeviceScope<'a>> {
         // Checked by `read`, so the only error that can be met is the end.
         let (scope, rest) = DeviceScope::read(self.rest).ok()?;

@@ -19,7 +19,7 @@ use super::queue::{self, device_of};
 use super::site;
 use super::unit::VtdUnit;
 use crate::arch::vtd::dmar::{Dmar, Structure};
-use crate::arch::vtd::layout::descriptors::{DeviceRange, Request};
+use crate::arch::vtd::layout::descriptors::{DeviceRange, Request, max_pending, physical_function};
 use crate::arch::vtd::layout::{Descriptor, Ecap};
 use crate::device::{DeviceId, DeviceInfo};
 use crate::domain::{Domain, DomainKind};
@@ -260,11 +260,8 @@ fn has_satc(dmar: &Dmar<'_>) -> bool {
 /// Whom a request that was not answered went to, by its first quadword, and how to reach it again.
 fn addressee(request: u64) -> Option<(u16, Ats)> {
     let source = device_of(request)?;
-    let ats = match (Descriptor { words: [request, 0, 0, 0] }).decode() {
-        Some(Request::DeviceTlb { physical_function, max_pending, .. }) => Ats { physical_function, max_pending },
-        _ => Ats { physical_function: 0, max_pending: 0 },
-    };
-    Some((source, ats))
+    // This driver makes none with PASID.
+    Some((source, Ats { physical_function: physical_function(request), max_pending: max_pending(request) }))
 }
 
 /// What to do after an invalidation failed.

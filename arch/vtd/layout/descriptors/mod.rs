@@ -237,6 +237,16 @@ const fn function(requester: u16) -> u64 {
     (function & 0xf) << 12 | function >> 4 << 52
 }
 
+/// PFSID of a request for a device TLB, by its first quadword.
+pub(in crate::arch::vtd) const fn physical_function(low: u64) -> u16 {
+    (field(low, 15, 12) | field(low, 63, 52) << 4) as u16
+}
+
+/// MIP of a request without PASID for a device TLB, by its first quadword.
+pub(in crate::arch::vtd) const fn max_pending(low: u64) -> u8 {
+    field(low, 20, 16) as u8
+}
+
 impl From<Request> for Descriptor {
     fn from(request: Request) -> Self {
         request.encode()
@@ -288,8 +298,8 @@ impl Descriptor {
             // Figure 6-5: PFSID 15:12 and 63:52, MIP 20:16, SID 47:32; S 64, address 127:76.
             kind::DEVICE_TLB if low & 0x000f_0000_ffe0_01f0 == 0 && high & 0xffe == 0 => Some(Request::DeviceTlb {
                 source,
-                physical_function: (field(low, 15, 12) | field(low, 63, 52) << 4) as u16,
-                max_pending: field(low, 20, 16) as u8,
+                physical_function: physical_function(low),
+                max_pending: max_pending(low),
                 range: DeviceRange::decode(high),
             }),
             // Figure 6-2: G 5:4, DID 31:16, PASID 51:32.
@@ -317,7 +327,7 @@ impl Descriptor {
             // 127:76.
             kind::PASID_DEVICE_TLB if high & 0x7fe == 0 => Some(Request::PasidDeviceTlb {
                 source: field(low, 31, 16) as u16,
-                physical_function: (field(low, 15, 12) | field(low, 63, 52) << 4) as u16,
+                physical_function: physical_function(low),
                 max_pending: field(low, 8, 4) as u8,
                 pasids: if high & 1 == 0 { DevicePasids::One(field(low, 51, 32) as u32) } else { DevicePasids::All },
                 range: DeviceRange::decode(high & !0xfff | high >> 11 & 1),
