@@ -188,6 +188,7 @@ impl<P: Platform> IdBitmap<P> {
         Err(failure)
     }
 
+    #[inline(never)]
     fn search_leaf(&self, leaf: Words<'_>, start: u32, last: u32) -> Option<u32> {
         let mut id = start;
         while id <= last {

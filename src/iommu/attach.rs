@@ -95,6 +95,7 @@ impl<P: Platform> Iommu<P> {
     }
 
     /// The right to change a group. Others wait, without a lock being held meanwhile.
+    #[inline(never)]
     pub(super) fn claim<'a>(&'a self, group: &'a Group) -> Result<Claim<'a, P>> {
         wait_until(&self.platform, CLAIM_LIMIT, WaitReason::Claim, || {
             let mut state = group.slot().state.lock(&self.platform);

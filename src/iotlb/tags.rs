@@ -257,6 +257,7 @@ impl<P: Platform> Tags<P> {
         self.slots().all(|slot| slot.state.load(Ordering::Acquire) == FREE)
     }
 
+    #[inline(never)]
     fn share(&self, unit: &Unit, pasid: Option<Pasid>, device: Option<DeviceTlb>) -> Option<CacheTag> {
         let _guard = self.users.lock(&self.platform);
         let slot = self.slots().find(|slot| {

@@ -317,6 +317,7 @@ impl PciFunction {
     /// Ports need access control services for that, and so does each function of a device with
     /// several; a function alone in its device has no neighbour. On conventional buses, and so on
     /// both sides of bridges to them, there is no such thing.
+    #[inline(never)]
     pub fn is_isolated(&self) -> bool {
         let enabled = self.acs.is_some_and(|acs| acs.isolates());
         match self.kind {

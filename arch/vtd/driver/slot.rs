@@ -17,6 +17,7 @@ pub(super) struct Visibility<P: Platform> {
 }
 
 impl<P: Platform> Visibility<P> {
+    #[inline(never)]
     pub(super) fn clean(&self, site: Site, table: Table<'_>, first: usize, count: usize) {
         if self.coherency == WalkerCoherency::NeedsClean {
             table.clean(site, &self.platform, first, count);
@@ -100,6 +101,7 @@ impl<P: Platform, const N: usize> Slot<'_, P, N> {
     }
 
     /// Makes what was written visible to hardware before anything that is written later.
+    #[inline(never)]
     pub(super) fn show(&self, barrier: Site, clean: Site) {
         barrier.publish(&self.visibility.platform);
         self.visibility.clean(clean, self.table, self.first, N);

@@ -254,6 +254,7 @@ impl<P: Platform> Queue<P> {
         named.filter(|_| self.range(from, to).any(|request| source(&request) == named))
     }
 
+    #[inline(never)]
     fn begin_change(&self, from: Mode) -> Result<(), Mode> {
         let mut state = self.state.lock(self.platform());
         if state.mode != from {
@@ -264,6 +265,7 @@ impl<P: Platform> Queue<P> {
         Ok(())
     }
 
+    #[inline(never)]
     fn end_change(&self, to: Mode) {
         let mut state = self.state.lock(self.platform());
         state.mode = to;
