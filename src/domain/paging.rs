@@ -161,6 +161,28 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         self.usual.is_some_and(|window| window.covers(&range))
     }
 
+    /// Maps where [`is_usual`](Self::is_usual) does not hold.
+    ///
+    /// # Safety
+    /// As [`Domain::map`](super::Domain::map).
+    #[inline(never)]
+    unsafe fn map_elsewhere(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
+        self.check_all(range)?;
+        // SAFETY: passed on to the caller.
+        unsafe { self.map_anywhere(range, phys, prot, sizes) }
+    }
+
+    /// Unmaps where [`is_usual`](Self::is_usual) does not hold.
+    ///
+    /// # Safety
+    /// As [`Domain::unmap`](super::Domain::unmap).
+    #[inline(never)]
+    unsafe fn unmap_elsewhere(&self, range: IovaRange, flush: &mut Flush) -> Result<()> {
+        self.check_all(range)?;
+        // SAFETY: passed on to the caller.
+        unsafe { self.unmap_anywhere(range, flush) }
+    }
+
     /// Unmaps, windows or not.
     ///
     /// # Safety
@@ -290,12 +312,15 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
 
     #[inline]
     unsafe fn map(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
+        if !self.is_usual(range) {
+            // SAFETY: passed on to the caller.
+            return unsafe { self.map_elsewhere(range, phys, prot, sizes) };
+        }
         // SAFETY: passed on to the caller.
-        if self.is_usual(range) && unsafe { self.table.map_one(range, phys, prot, sizes) } == Short::Done {
+        if unsafe { self.table.map_one(range, phys, prot, sizes) } == Short::Done {
             site::MAPPED_ONE.publish(&self.platform);
             return Ok(());
         }
-        self.check(range)?;
         // SAFETY: passed on to the caller.
         unsafe { self.map_anywhere(range, phys, prot, sizes) }
     }
@@ -307,12 +332,15 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
 
     #[inline]
     unsafe fn unmap(&self, range: IovaRange, flush: &mut Flush) -> Result<()> {
+        if !self.is_usual(range) {
+            // SAFETY: passed on to the caller.
+            return unsafe { self.unmap_elsewhere(range, flush) };
+        }
         // SAFETY: passed on to the caller.
-        if self.is_usual(range) && unsafe { self.table.unmap_one(range) } == Short::Done {
+        if unsafe { self.table.unmap_one(range) } == Short::Done {
             flush.add(range);
             return Ok(());
         }
-        self.check(range)?;
         // SAFETY: passed on to the caller.
         unsafe { self.unmap_anywhere(range, flush) }
     }
