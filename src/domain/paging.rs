@@ -161,18 +161,8 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         self.usual.is_some_and(|window| window.covers(&range))
     }
 
-    /// Maps where [`is_usual`](Self::is_usual) does not hold.
-    ///
-    /// # Safety
-    /// As [`Domain::map`](super::Domain::map).
-    #[inline(never)]
-    unsafe fn map_elsewhere(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
-        self.check_all(range)?;
-        // SAFETY: passed on to the caller.
-        unsafe { self.map_anywhere(range, phys, prot, sizes) }
-    }
-
-    /// Unmaps where [`is_usual`](Self::is_usual) does not hold.
+    /// Unmaps where [`is_usual`](Self::is_usual) does not hold. Apart, so that the usual way needs no
+    /// room for an error.
     ///
     /// # Safety
     /// As [`Domain::unmap`](super::Domain::unmap).
@@ -312,15 +302,12 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
 
     #[inline]
     unsafe fn map(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
-        if !self.is_usual(range) {
-            // SAFETY: passed on to the caller.
-            return unsafe { self.map_elsewhere(range, phys, prot, sizes) };
-        }
         // SAFETY: passed on to the caller.
-        if unsafe { self.table.map_one(range, phys, prot, sizes) } == Short::Done {
+        if self.is_usual(range) && unsafe { self.table.map_one(range, phys, prot, sizes) } == Short::Done {
             site::MAPPED_ONE.publish(&self.platform);
             return Ok(());
         }
+        self.check(range)?;
         // SAFETY: passed on to the caller.
         unsafe { self.map_anywhere(range, phys, prot, sizes) }
     }
