@@ -89,12 +89,8 @@ impl<T: Send + Sync + 'static, P: Platform> Slab<T, P> {
     /// A handle to the value in slot `index`, if there is one. Takes no lock and may run beside the
     /// drop of the last handle: then it gives `None`. Any context, but dropping what it gives may
     /// be the last drop.
-    #[inline(never)]
     pub fn get(&self, index: u32) -> Option<Ref<T>> {
-        let slot = self.slot(index)?;
-        // SAFETY: slots are constructed before their chunk is published, and freed with the body,
-        // which lives as long as this slab.
-        unsafe { slot.as_ref() }.head.try_acquire().then(|| handle(slot))
+        self.body().acquire(index).map(|head| handle(head.cast()))
     }
 
     /// How many slots hold a value; one whose last handle is being dropped may still count.
@@ -116,13 +112,6 @@ impl<T: Send + Sync + 'static, P: Platform> Slab<T, P> {
     fn body(&self) -> &Body<P> {
         // SAFETY: the body lives while the slab counts as a reference to it.
         unsafe { self.body.as_ref() }
-    }
-
-    /// The slot `index`, in use or not, if it was ever made.
-    fn slot(&self, index: u32) -> Option<NonNull<Slot<T>>> {
-        let chunk = self.body().chunk(index / Slot::<T>::PER_CHUNK)?.cast::<Slot<T>>();
-        // SAFETY: a chunk holds `PER_CHUNK` slots.
-        Some(unsafe { chunk.add((index % Slot::<T>::PER_CHUNK) as usize) })
     }
 
     /// Takes a slot off the free list, or else makes new ones.
@@ -162,16 +151,8 @@ pub struct SlabIter<'a, T: Send + Sync + 'static, P: Platform> {
 impl<T: Send + Sync + 'static, P: Platform> Iterator for SlabIter<'_, T, P> {
     type Item = Ref<T>;
 
-    #[inline(never)]
     fn next(&mut self) -> Option<Ref<T>> {
-        while let Some(index) = self.next {
-            // Chunks are numbered without gaps: the first slot that is missing is the end.
-            self.next = self.slab.slot(index).and_then(|_| index.checked_add(1));
-            if let Some(handle) = self.slab.get(index) {
-                return Some(handle);
-            }
-        }
-        None
+        self.slab.body().acquire_next(&mut self.next).map(|head| handle(head.cast()))
     }
 }
 
@@ -302,9 +283,35 @@ impl<P: Platform> Body<P> {
         Ok(body)
     }
 
-    fn chunk(&self, number: u32) -> Option<NonNull<u8>> {
-        let word = self.chunks.get(u64::from(number))?;
-        Some(self.platform.phys_to_virt(PhysAddr::new(word.get()).align_down(FRAME_BYTES)))
+    /// The slot `index`, in use or not, if it was ever made.
+    fn slot(&self, index: u32) -> Option<NonNull<Head>> {
+        let Shape { slot_bytes, per_chunk, .. } = self.shape;
+        let word = self.chunks.get(u64::from(index / per_chunk))?;
+        let chunk = self.platform.phys_to_virt(PhysAddr::new(word.get()).align_down(FRAME_BYTES));
+        // SAFETY: a chunk holds `per_chunk` slots.
+        Some(unsafe { chunk.byte_add((index % per_chunk) as usize * slot_bytes) }.cast())
+    }
+
+    /// The slot `index` with one count more, if it holds a value.
+    #[inline(never)]
+    fn acquire(&self, index: u32) -> Option<NonNull<Head>> {
+        // SAFETY: slots are constructed before their chunk is published, and freed with the body.
+        self.slot(index).filter(|head| unsafe { head.as_ref() }.try_acquire())
+    }
+
+    /// As [`acquire`](Self::acquire), for the first slot from `next` on that holds a value; `next` is what
+    /// comes after it.
+    #[inline(never)]
+    fn acquire_next(&self, next: &mut Option<u32>) -> Option<NonNull<Head>> {
+        while let Some(index) = *next {
+            // Chunks are numbered without gaps: the first slot that is missing is the end.
+            *next = self.slot(index).and_then(|_| index.checked_add(1));
+            let found = self.acquire(index);
+            if found.is_some() {
+                return found;
+            }
+        }
+        None
     }
 
     /// Takes a slot off the free list, or else makes new ones.
