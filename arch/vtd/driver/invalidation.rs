@@ -34,7 +34,7 @@ pub(super) fn iotlb_requests(
     if selective.and_then(|max_mask| page_requests(under, ranges, depth, max_mask, requests)).is_none() {
         requests.clear();
         // One always fits.
-        let _ = requests.push(under.all().encode());
+        let _ = requests.push(under.all());
     }
 }
 
@@ -48,21 +48,21 @@ struct Under {
 }
 
 impl Under {
-    fn all(self) -> Request {
+    fn all(self) -> Descriptor {
         let domain = self.domain;
         match self.pasid {
-            None => Request::Iotlb(IotlbScope::Domain(domain), self.drain),
-            Some(pasid) => Request::PasidIotlb(PasidIotlbScope::Pasid { domain, pasid: pasid.as_u32() }),
+            None => Request::Iotlb(IotlbScope::Domain(domain), self.drain).encode(),
+            Some(pasid) => Request::PasidIotlb(PasidIotlbScope::Pasid { domain, pasid: pasid.as_u32() }).encode(),
         }
     }
 
     fn pages(self, address: Iova, mask: u8, changed: Changed) -> Descriptor {
         let domain = self.domain;
         match self.pasid {
-            None => Request::Iotlb(IotlbScope::Pages { domain, address, mask, changed }, self.drain).encode_here(),
+            None => Request::Iotlb(IotlbScope::Pages { domain, address, mask, changed }, self.drain).encode(),
             Some(pasid) => {
                 let pasid = pasid.as_u32();
-                Request::PasidIotlb(PasidIotlbScope::Pages { domain, pasid, address, mask, changed }).encode_here()
+                Request::PasidIotlb(PasidIotlbScope::Pages { domain, pasid, address, mask, changed }).encode()
             }
         }
     }

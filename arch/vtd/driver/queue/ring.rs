@@ -62,7 +62,7 @@ impl<P: Platform> Queue<P> {
     /// The wait that says that this batch is done.
     pub(super) fn status_wait(&self, sequence: u64) -> Descriptor {
         let flags = WaitFlags::STATUS_WRITE | WaitFlags::FENCE;
-        Request::Wait { flags, address: self.status.phys(), data: sequence as u32 }.encode_here()
+        Request::Wait { flags, address: self.status.phys(), data: sequence as u32 }.encode()
     }
 
     /// A wait that says nothing to anybody: what stands in for a refused request. It has the fence

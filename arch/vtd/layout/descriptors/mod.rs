@@ -153,13 +153,9 @@ pub enum Request {
 
 impl Request {
     /// The bits. Fields that are too large for their place are cut.
-    pub const fn encode(self) -> Descriptor {
-        self.encode_here()
-    }
-
-    /// [`encode`](Self::encode) as a part of its caller, for those on a hot path that know the kind.
+    // Callers know the kind: then this is a few constants.
     #[inline(always)]
-    pub(crate) const fn encode_here(self) -> Descriptor {
+    pub const fn encode(self) -> Descriptor {
         let (low, high) = match self {
             Self::Context(ContextScope::Global) => (kind::CONTEXT as u64 | 1 << 4, 0),
             Self::Context(ContextScope::Domain(domain)) => (kind::CONTEXT as u64 | 2 << 4 | did(domain), 0),
