@@ -52,7 +52,8 @@ fuzz_target!(|bytes: &[u8]| {
         // Of legacy or scalable mode.
         root: if options & 1 == 0 { 0 } else { 1 << 10 },
         seed: (options & 2 != 0).then(|| u64::from(options)),
-        trouble: Trouble::default(),
+        // A unit that takes its time is in order, as long as the clock leaves it some.
+        trouble: Trouble { lazy: if options & 0x80 != 0 && mode & 0xc == 0 { 2 } else { 0 }, ..Trouble::default() },
     };
     world::begin(base, frames, clock_step, template);
     world::with(|world| {

@@ -12,8 +12,9 @@ pub struct Capabilities {
     pub ecap: Ecap,
 }
 
-/// The choices of a unit for the second stage of scalable mode; each bit of the input changes one.
-const USUAL: u32 = 0x0000_f0db;
+/// The choices of a unit with the second stage in scalable mode, dirty bits and device TLBs; each bit of
+/// the input changes one.
+const USUAL: u32 = 0x0000_f1fb;
 
 /// Those of a plausible unit, or of one whose features are chosen; some bits changed; or any.
 pub fn choose(input: &mut Input<'_>) -> Capabilities {

@@ -11,6 +11,8 @@ use iommu::arch::vtd::device::Snoop;
 pub const FRAME: u64 = 4096;
 /// Bytes of a line of the processor's caches.
 const LINE: u64 = 64;
+/// What is behind the caches where nothing was cleaned: in page tables of either stage, a large page.
+const STALE: u64 = 0x7fc0_0000_0087;
 
 /// A lock of its own, taken after the world's: units read memory while the world is looked at.
 static MEMORY: Mutex<Memory> = Mutex::new(Memory::new(0, 0));
@@ -38,7 +40,7 @@ struct Block {
     first: u64,
     at: NonNull<u8>,
     order: u8,
-    /// What those see who do not snoop the processor's caches: all ones where nothing was cleaned.
+    /// What those see who do not snoop the processor's caches.
     behind: Box<[u64]>,
 }
 
@@ -163,7 +165,7 @@ impl Memory {
         self.frames.resize(((self.next - self.base) / FRAME) as usize, self.blocks.len() as u32);
         // SAFETY: the layout has a size.
         let at = NonNull::new(unsafe { alloc_zeroed(layout(order)) })?;
-        let behind = vec![u64::MAX; (bytes / 8) as usize].into_boxed_slice();
+        let behind = vec![STALE; (bytes / 8) as usize].into_boxed_slice();
         self.blocks.push(Some(Block { first: phys, at, order, behind }));
         self.mapped.insert(at.as_ptr().addr(), phys);
         Some(phys)
