@@ -296,12 +296,15 @@ impl Space {
         }
     }
 
-    /// Addresses worth a look: the ends of what is mapped, and what is next to them.
+    /// Addresses worth a look: the ends of what is mapped, what is next to them, and what lies in other
+    /// lines of the same tables.
     pub fn landmarks(&self) -> impl Iterator<Item = u64> + '_ {
         let ends = self.mappings.iter().rev().take(4);
-        ends.flat_map(|mapping| {
+        let ends = ends.flat_map(|mapping| {
             [mapping.start, mapping.last, mapping.last.wrapping_add(1), mapping.start.wrapping_sub(1)]
-        })
+        });
+        let newest = self.mappings.last().into_iter();
+        ends.chain(newest.flat_map(|mapping| [15, 25, 34].map(|bit| mapping.start ^ 1 << bit)))
     }
 
     /// The domain says what was mapped.
