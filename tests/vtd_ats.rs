@@ -5,9 +5,10 @@
 #[allow(dead_code)]
 #[path = "support/vtd_hardware.rs"]
 mod hardware;
+#[path = "support/vtd_tables.rs"]
+mod tables;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use hardware::{CAP, ECAP, Machine};
@@ -23,6 +24,7 @@ use iommu::pci::PciConfig;
 use iommu::{
     AtsPolicy, Device, Domain, Error, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot,
 };
+use tables::{dmar, load};
 
 /// Every root port (VT-d 8.5).
 const ALL_PORTS: &[u8] = &[2, 0, 8, 0, 1, 0, 0, 0];
@@ -82,19 +84,6 @@ impl PciConfig for Space {
     }
 }
 
-/// One unit at 0xfed90000 for all of segment 0 (VT-d 8.1, 8.3), and what follows.
-fn dmar(more: &[u8]) -> Vec<u8> {
-    let mut table = vec![0; 48];
-    table[..4].copy_from_slice(b"DMAR");
-    (table[8], table[36]) = (1, 38);
-    table.extend([0, 0, 16, 0, 1, 0, 0, 0]);
-    table.extend(0xfed9_0000u64.to_le_bytes());
-    table.extend(more);
-    table[4] = table.len() as u8;
-    table[9] = table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg();
-    table
-}
-
 struct World {
     machine: Machine,
     space: Arc<Space>,
@@ -116,7 +105,7 @@ impl World {
         machine.space = Some(space.clone());
         let policy = Policy { ats: AtsPolicy::Trusted, ..Policy::default() };
         let iommu = Iommu::new(machine.clone(), policy).unwrap();
-        vtd::init(&iommu, &dmar(more)).unwrap();
+        vtd::init(&iommu, &dmar(0, more)).unwrap();
         Self { machine, space, iommu }
     }
 
@@ -144,9 +133,9 @@ impl World {
     /// The context entry that the unit would fetch.
     fn context(&self, function: PciAddress) -> ContextEntry {
         let root = self.machine.hardware().root & !0xfff;
-        let table = word(root + u64::from(function.bus()) * 16) & !0xfff;
+        let table = load(root + u64::from(function.bus()) * 16) & !0xfff;
         let at = table + u64::from(function.devfn()) * 16;
-        ContextEntry { low: word(at), high: word(at + 8) }
+        ContextEntry { low: load(at), high: load(at + 8) }
     }
 
     /// Device-selective context cache, then domain-selective IOTLB, with this domain (Figures 6-1, 6-3).
@@ -154,12 +143,6 @@ impl World {
         let id = u64::from(entry.domain_id().as_u16()) << 16;
         [[0x31 | id | u64::from(function.requester_id()) << 32, 0], [0xe2 | id, 0]]
     }
-}
-
-fn word(address: u64) -> u64 {
-    // SAFETY: tables of a live unit, which are frames of the machine and never given back to the system.
-    let word: &AtomicU64 = unsafe { &*std::ptr::with_exposed_provenance(address as usize) };
-    word.load(Ordering::Acquire)
 }
 
 fn map(domain: &Domain, at: u64, bytes: u64) -> IovaRange {
@@ -423,16 +406,16 @@ impl World {
     fn scalable_context(&self, function: PciAddress) -> ScalableContextEntry {
         let root = self.machine.hardware().root & !0xfff;
         let half = u64::from(function.devfn() >> 7);
-        let table = word(root + u64::from(function.bus()) * 16 + half * 8) & !0xfff;
+        let table = load(root + u64::from(function.bus()) * 16 + half * 8) & !0xfff;
         let at = table + u64::from(function.devfn() & 0x7f) * 32;
-        ScalableContextEntry::from([word(at), word(at + 8)])
+        ScalableContextEntry::from([load(at), load(at + 8)])
     }
 
     /// The number under which requests without PASID are cached (9.5, 9.6).
     fn scalable_id(&self, function: PciAddress) -> u64 {
         let directory = self.scalable_context(function).directory().as_u64();
-        let table = word(directory) & !0xfff;
-        word(table + 8) & 0xffff
+        let table = load(directory) & !0xfff;
+        load(table + 8) & 0xffff
     }
 }
 
@@ -626,6 +609,6 @@ fn a_number_that_another_domain_has_by_now_changes_none_of_its_entries() {
     let (unit, tag) = (device.unit().unwrap(), CacheTag { id: id as u32, pasid: None, device: None });
     // Whoever changes the features of a domain may have read its tags before it left.
     unit.refresh(unit, tag, &left).unwrap();
-    let entry = word(word(world.scalable_context(A).directory().as_u64()) & !0xfff);
+    let entry = load(load(world.scalable_context(A).directory().as_u64()) & !0xfff);
     assert_ne!(entry & 1 << 9, 0, "SSADE");
 }

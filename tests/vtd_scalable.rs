@@ -2,12 +2,15 @@
 //! in which order (VT-d 6.5.3.3, 6.6). Requests and entries are the words that the specification gives.
 #![cfg(all(feature = "vtd", not(loom)))]
 
+#[path = "support/functions.rs"]
+mod functions;
 #[allow(dead_code)]
 #[path = "support/vtd_hardware.rs"]
 mod hardware;
+#[path = "support/vtd_tables.rs"]
+mod tables;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
+use functions::Functions;
 use hardware::{CAP, ECAP, Machine};
 use iommu::arch::vtd::layout::registers::{Global, TableMode};
 use iommu::arch::vtd::layout::{Cap, Ecap};
@@ -15,40 +18,15 @@ use iommu::arch::vtd::{self, ModeWish, VtdOptions};
 use iommu::device::Trust;
 use iommu::domain::{DirtyTracking, DomainOptions};
 use iommu::ops::{DomainFeatures, Stage};
-use iommu::pci::PciConfig;
 use iommu::{Device, Domain, Error, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot};
+use tables::{dmar, load};
 
 /// 00:14.0, alone: its entry is in the upper context table.
 const FUNCTION: PciAddress = PciAddress::from_requester_id(0, 0xa0);
+const SPACE: Functions = Functions(&[FUNCTION]);
 
 /// Both stages, 256-bit requests, no device TLB.
 const SCALABLE: u64 = ECAP & !Ecap::DT.bits() | Ecap::SMTS.union(Ecap::SSTS).union(Ecap::FSTS).bits();
-
-struct OneFunction;
-
-impl PciConfig for OneFunction {
-    fn read32(&self, function: PciAddress, offset: u16) -> u32 {
-        match (function == FUNCTION, offset) {
-            (true, 0) => 0x1234_8086,
-            (true, _) => 0,
-            (false, _) => u32::MAX,
-        }
-    }
-
-    fn write32(&self, _: PciAddress, _: u16, _: u32) {}
-}
-
-/// One unit at 0xfed90000 for all of segment 0 (VT-d 8.1, 8.3).
-fn dmar() -> Vec<u8> {
-    let mut table = vec![0; 48];
-    table[..4].copy_from_slice(b"DMAR");
-    (table[8], table[36]) = (1, 38);
-    table.extend([0, 0, 16, 0, 1, 0, 0, 0]);
-    table.extend(0xfed9_0000u64.to_le_bytes());
-    table[4] = table.len() as u8;
-    table[9] = table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg();
-    table
-}
 
 struct World {
     machine: Machine,
@@ -66,8 +44,8 @@ impl World {
     /// The default domain has number 2, the next one 3.
     fn on(machine: Machine) -> Self {
         let iommu = Iommu::new(machine.clone(), Policy::default()).unwrap();
-        vtd::init(&iommu, &dmar()).unwrap();
-        let device = iommu.probe_pci(&OneFunction, FUNCTION, Trust::Trusted).unwrap();
+        vtd::init(&iommu, &dmar(0, &[])).unwrap();
+        let device = iommu.probe_pci(&SPACE, FUNCTION, Trust::Trusted).unwrap();
         iommu.enable().unwrap();
         machine.hardware().executed.clear();
         machine.hardware().commands.clear();
@@ -92,21 +70,15 @@ impl World {
     fn entry(&self) -> [u64; 8] {
         let root = self.machine.hardware().root & !0xfff;
         // The upper half of the root entry, for functions from 10.0 on.
-        let context = (word(root + 8) & !0xfff) + (u64::from(FUNCTION.devfn()) & 0x7f) * 32;
-        assert_eq!((word(context) & 0xfff, word(context + 8)), (1, 0), "P, PDTS 0, RID_PASID 0");
-        let table = word(word(context) & !0xfff) & !0xfff;
-        std::array::from_fn(|index| word(table + index as u64 * 8))
+        let context = (load(root + 8) & !0xfff) + (u64::from(FUNCTION.devfn()) & 0x7f) * 32;
+        assert_eq!((load(context) & 0xfff, load(context + 8)), (1, 0), "P, PDTS 0, RID_PASID 0");
+        let table = load(load(context) & !0xfff) & !0xfff;
+        std::array::from_fn(|index| load(table + index as u64 * 8))
     }
 
     fn is_blocked(&self) -> bool {
         self.entry()[0] & 1 == 0
     }
-}
-
-fn word(address: u64) -> u64 {
-    // SAFETY: tables of a live unit, which are frames of the machine and never given back to the system.
-    let word: &AtomicU64 = unsafe { &*std::ptr::with_exposed_provenance(address as usize) };
-    word.load(Ordering::Acquire)
 }
 
 fn map(domain: &Domain, at: u64, bytes: u64) -> IovaRange {
@@ -334,8 +306,8 @@ fn a_unit_that_stops_answering_blocks_its_devices_until_it_is_reset() {
     world.machine.hardware().frozen = true;
     unmap(&domain, page).unwrap_err();
     let root = world.machine.hardware().root & !0xfff;
-    let context = (word(root + 8) & !0xfff) + 0x20 * 32;
-    assert_eq!(word(context) & 1, 0, "the context entry is absent");
+    let context = (load(root + 8) & !0xfff) + 0x20 * 32;
+    assert_eq!(load(context) & 1, 0, "the context entry is absent");
     assert_eq!(world.replace(world.iommu.identity_domain()), Err(Error::Fenced));
     world.machine.hardware().frozen = false;
     world.machine.hardware().run();
@@ -355,8 +327,8 @@ fn every_allocation_may_fail() {
         let result = {
             let iommu = Iommu::new(machine.clone(), Policy::default()).unwrap();
             machine.limit_allocations(Some(left));
-            vtd::init(&iommu, &dmar()).and_then(|()| {
-                let device = iommu.probe_pci(&OneFunction, FUNCTION, Trust::Trusted)?;
+            vtd::init(&iommu, &dmar(0, &[])).and_then(|()| {
+                let device = iommu.probe_pci(&SPACE, FUNCTION, Trust::Trusted)?;
                 iommu.enable()?;
                 let options = DomainOptions { stage: Some(Stage::First), ..DomainOptions::default() };
                 let domain = iommu.paging_domain_with(&[&device], options)?;
@@ -377,8 +349,8 @@ fn a_cautious_kernel_gets_legacy_mode() {
     let machine = Machine::new();
     machine.hardware().ecap = SCALABLE;
     let iommu = Iommu::new(machine.clone(), Policy::default()).unwrap();
-    vtd::init_with(&iommu, &dmar(), VtdOptions { mode: ModeWish::Legacy, ..VtdOptions::default() }).unwrap();
-    let device = iommu.probe_pci(&OneFunction, FUNCTION, Trust::Trusted).unwrap();
+    vtd::init_with(&iommu, &dmar(0, &[]), VtdOptions { mode: ModeWish::Legacy, ..VtdOptions::default() }).unwrap();
+    let device = iommu.probe_pci(&SPACE, FUNCTION, Trust::Trusted).unwrap();
     iommu.enable().unwrap();
     assert_eq!(TableMode::of_root_table_address(machine.hardware().root), Some(TableMode::Legacy));
     assert_eq!(machine.hardware().queue_address & 1 << 11, 0);

@@ -1,59 +1,31 @@
 //! A VT-d unit that a previous kernel left translating (VT-d 6.6), against hardware in software.
 #![cfg(all(feature = "vtd", not(loom)))]
 
+#[path = "support/functions.rs"]
+mod functions;
 #[allow(dead_code)]
 #[path = "support/vtd_hardware.rs"]
 mod hardware;
+#[path = "support/vtd_tables.rs"]
+mod tables;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use hardware::{CAP, ECAP, Machine};
+use functions::Functions;
+use hardware::{CAP, ECAP, Machine, word};
 use iommu::arch::vtd::layout::registers::{Global, TableMode};
 use iommu::arch::vtd::layout::{Cap, Ecap};
 use iommu::arch::vtd::{self, ModeWish, PreviousTables, VtdOptions};
 use iommu::device::Trust;
-use iommu::pci::PciConfig;
 use iommu::platform::Platform;
 use iommu::{Device, Iommu, PciAddress, PhysAddr, Policy};
+use tables::{dmar, load};
 
 /// 00:04.0 and 00:05.0.
 const FUNCTIONS: [PciAddress; 2] = [PciAddress::from_requester_id(0, 0x20), PciAddress::from_requester_id(0, 0x28)];
+const SPACE: Functions = Functions(&FUNCTIONS);
 const SCALABLE: u64 = ECAP & !Ecap::DT.bits() | Ecap::SMTS.union(Ecap::SSTS).bits();
 const LEGACY: u64 = ECAP & !Ecap::DT.bits();
-
-struct TwoFunctions;
-
-impl PciConfig for TwoFunctions {
-    fn read32(&self, function: PciAddress, offset: u16) -> u32 {
-        match (FUNCTIONS.contains(&function), offset) {
-            (true, 0) => 0x1234_8086,
-            (true, _) => 0,
-            (false, _) => u32::MAX,
-        }
-    }
-
-    fn write32(&self, _: PciAddress, _: u16, _: u32) {}
-}
-
-fn dmar() -> Vec<u8> {
-    let mut table = vec![0; 48];
-    table[..4].copy_from_slice(b"DMAR");
-    (table[8], table[36]) = (1, 38);
-    table.extend([0, 0, 16, 0, 1, 0, 0, 0]);
-    table.extend(0xfed9_0000u64.to_le_bytes());
-    table[4] = table.len() as u8;
-    table[9] = table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg();
-    table
-}
-
-fn word(address: u64) -> &'static AtomicU64 {
-    // SAFETY: frames of the machine, which are never given back to the system.
-    unsafe { &*std::ptr::with_exposed_provenance(address as usize) }
-}
-
-fn load(address: u64) -> u64 {
-    word(address).load(Ordering::Acquire)
-}
 
 /// The tables of a previous kernel, in which function n goes through a second stage as domain 2 + n.
 struct Previous {
@@ -108,8 +80,8 @@ impl Previous {
     fn take_over(&self, previous: PreviousTables<'_>) -> (Iommu<Machine>, Device) {
         let before = self.machine.hardware().root;
         let iommu = Iommu::new(self.machine.clone(), Policy::default()).unwrap();
-        vtd::init_with(&iommu, &dmar(), VtdOptions { previous, ..VtdOptions::default() }).unwrap();
-        let device = iommu.probe_pci(&TwoFunctions, FUNCTIONS[0], Trust::Trusted).unwrap();
+        vtd::init_with(&iommu, &dmar(0, &[]), VtdOptions { previous, ..VtdOptions::default() }).unwrap();
+        let device = iommu.probe_pci(&SPACE, FUNCTIONS[0], Trust::Trusted).unwrap();
         assert_eq!(self.machine.hardware().root, before, "in force until the unit is enabled");
         self.machine.hardware().commands.clear();
         self.machine.hardware().executed.clear();
@@ -149,7 +121,7 @@ fn entries_are_copied_until_their_device_is_attached() {
         };
         assert_eq!(id, 4, "the numbers of the copies are taken");
         previous.executed();
-        let second = iommu.probe_pci(&TwoFunctions, FUNCTIONS[1], Trust::Trusted).unwrap();
+        let second = iommu.probe_pci(&SPACE, FUNCTIONS[1], Trust::Trusted).unwrap();
         let executed = previous.executed();
         match mode {
             // All of it, for what the PASID table held is not known.
@@ -167,7 +139,7 @@ fn a_device_that_is_blocked_is_claimed_as_well() {
     let previous = Previous::new(CAP, SCALABLE, TableMode::Scalable);
     let read = |address| previous.read(address);
     let (iommu, _device) = previous.take_over(PreviousTables::CopyUntilClaimed(&read));
-    let second = iommu.probe_pci(&TwoFunctions, FUNCTIONS[1], Trust::Trusted).unwrap();
+    let second = iommu.probe_pci(&SPACE, FUNCTIONS[1], Trust::Trusted).unwrap();
     iommu.replace(iommu.blocked_domain(), second.group().unwrap()).unwrap();
     let context = previous.context(1);
     assert_eq!(load(load(context[0] & !0xfff) & !0xfff) & 1, 0, "nothing of the previous kernel's");
@@ -178,8 +150,8 @@ fn numbers_that_may_be_cached_are_forgotten_before_ours_are_present() {
     for (cap, through_blocked) in [(CAP, true), (CAP | Cap::ESRTPS.bits(), false)] {
         let previous = Previous::new(cap, SCALABLE, TableMode::Scalable);
         let iommu = Iommu::new(previous.machine.clone(), Policy::default()).unwrap();
-        vtd::init(&iommu, &dmar()).unwrap();
-        let device = iommu.probe_pci(&TwoFunctions, FUNCTIONS[0], Trust::Trusted).unwrap();
+        vtd::init(&iommu, &dmar(0, &[])).unwrap();
+        let device = iommu.probe_pci(&SPACE, FUNCTIONS[0], Trust::Trusted).unwrap();
         previous.machine.hardware().frozen = through_blocked;
         let before = previous.machine.hardware().root;
         std::thread::scope(|scope| {
@@ -239,8 +211,8 @@ fn another_mode_is_replaced() {
         let iommu = Iommu::new(previous.machine.clone(), Policy::default()).unwrap();
         let read = |address| previous.read(address);
         let options = VtdOptions { previous: PreviousTables::CopyUntilClaimed(&read), ..VtdOptions::default() };
-        vtd::init_with(&iommu, &dmar(), options).unwrap();
-        let device = iommu.probe_pci(&TwoFunctions, FUNCTIONS[0], Trust::Trusted).unwrap();
+        vtd::init_with(&iommu, &dmar(0, &[]), options).unwrap();
+        let device = iommu.probe_pci(&SPACE, FUNCTIONS[0], Trust::Trusted).unwrap();
         previous.machine.hardware().commands.clear();
         iommu.enable().unwrap();
         let commands = previous.machine.hardware().commands.clone();
@@ -262,7 +234,7 @@ fn the_queue_fits_the_mode_that_is_left() {
     for (mode, wide) in [(TableMode::Scalable, true), (TableMode::AbortDma, true), (TableMode::Legacy, false)] {
         let previous = Previous::new(CAP, SCALABLE, mode);
         let iommu = Iommu::new(previous.machine.clone(), Policy::default()).unwrap();
-        vtd::init_with(&iommu, &dmar(), VtdOptions { mode: ModeWish::Legacy, ..VtdOptions::default() }).unwrap();
+        vtd::init_with(&iommu, &dmar(0, &[]), VtdOptions { mode: ModeWish::Legacy, ..VtdOptions::default() }).unwrap();
         assert_eq!(previous.machine.hardware().queue_address >> 11 & 1 == 1, wide);
         iommu.shutdown().unwrap();
     }

@@ -2,12 +2,15 @@
 //! hardware stops answering.
 #![cfg(all(feature = "vtd", not(loom)))]
 
+#[path = "support/functions.rs"]
+mod functions;
 #[allow(dead_code)]
 #[path = "support/vtd_hardware.rs"]
 mod hardware;
+#[path = "support/vtd_tables.rs"]
+mod tables;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
+use functions::Functions;
 use hardware::{CAP, ECAP, Machine};
 use iommu::arch::vtd;
 use iommu::arch::vtd::dmar::DmarFlags;
@@ -21,36 +24,11 @@ use iommu::{
     BootPolicy, Device, Domain, DomainKind, Error, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr,
     PhysRange, Policy, Prot, RegionKind,
 };
+use tables::{dmar, load};
 
 /// 00:04.0, alone.
 const FUNCTION: PciAddress = PciAddress::from_requester_id(0, 0x20);
-
-struct OneFunction;
-
-impl PciConfig for OneFunction {
-    fn read32(&self, function: PciAddress, offset: u16) -> u32 {
-        match (function == FUNCTION, offset) {
-            (true, 0) => 0x1234_8086,
-            (true, _) => 0,
-            (false, _) => u32::MAX,
-        }
-    }
-
-    fn write32(&self, _: PciAddress, _: u16, _: u32) {}
-}
-
-/// One unit at 0xfed90000 for all of segment 0 (VT-d 8.1, 8.3), and what follows.
-fn dmar(flags: u8, more: &[u8]) -> Vec<u8> {
-    let mut table = vec![0; 48];
-    table[..4].copy_from_slice(b"DMAR");
-    (table[8], table[36], table[37]) = (1, 38, flags);
-    table.extend([0, 0, 16, 0, 1, 0, 0, 0]);
-    table.extend(0xfed9_0000u64.to_le_bytes());
-    table.extend(more);
-    table[4] = table.len() as u8;
-    table[9] = table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg();
-    table
-}
+const SPACE: Functions = Functions(&[FUNCTION]);
 
 struct World {
     machine: Machine,
@@ -68,7 +46,7 @@ impl World {
     fn on(machine: Machine, table: &[u8]) -> Self {
         let iommu = Iommu::new(machine.clone(), Policy::default()).unwrap();
         vtd::init(&iommu, table).unwrap();
-        let device = iommu.probe_pci(&OneFunction, FUNCTION, Trust::Trusted).unwrap();
+        let device = iommu.probe_pci(&SPACE, FUNCTION, Trust::Trusted).unwrap();
         iommu.enable().unwrap();
         machine.hardware().executed.clear();
         Self { machine, iommu, device }
@@ -94,16 +72,10 @@ impl World {
     /// The context entry that the unit would fetch for the function.
     fn context(&self) -> ContextEntry {
         let root = self.machine.hardware().root & !0xfff;
-        let context = word(root) & !0xfff;
+        let context = load(root) & !0xfff;
         let at = context + u64::from(FUNCTION.devfn()) * 16;
-        ContextEntry { low: word(at), high: word(at + 8) }
+        ContextEntry { low: load(at), high: load(at + 8) }
     }
-}
-
-fn word(address: u64) -> u64 {
-    // SAFETY: tables of a live unit, which are frames of the machine and never given back to the system.
-    let word: &AtomicU64 = unsafe { &*std::ptr::with_exposed_provenance(address as usize) };
-    word.load(Ordering::Acquire)
 }
 
 fn map(domain: &Domain, at: u64, bytes: u64) -> Result<IovaRange, Error> {
@@ -310,7 +282,7 @@ fn translate(entry: ContextEntry, address: u64) -> Option<u64> {
     let mut table = entry.table().as_u64();
     for level in (0..entry.width()?.levels()).rev() {
         let shift = 12 + 9 * level;
-        let found = word(table + (address >> shift & 511) * 8);
+        let found = load(table + (address >> shift & 511) * 8);
         if found & 3 == 0 {
             return None;
         }
@@ -414,7 +386,7 @@ fn a_unit_that_firmware_switched_off_is_passed_over() {
     machine.hardware().gone = Some(u64::MAX);
     let iommu = Iommu::new(machine.clone(), Policy::default()).unwrap();
     assert_eq!(vtd::init(&iommu, &dmar(0, &[])), Err(Error::NoDevice), "and there is no other");
-    assert_eq!(iommu.probe_pci(&OneFunction, FUNCTION, Trust::Trusted).unwrap_err(), Error::NoDevice);
+    assert_eq!(iommu.probe_pci(&SPACE, FUNCTION, Trust::Trusted).unwrap_err(), Error::NoDevice);
     assert_eq!(iommu.uncovered().count(), 1);
 }
 
@@ -425,7 +397,7 @@ impl PciConfig for OfClass {
     fn read32(&self, function: PciAddress, offset: u16) -> u32 {
         match offset {
             8 if function == FUNCTION => self.0 << 8,
-            _ => OneFunction.read32(function, offset),
+            _ => SPACE.read32(function, offset),
         }
     }
 

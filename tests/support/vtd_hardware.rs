@@ -164,8 +164,8 @@ unsafe impl Platform for Machine {
     unsafe fn free_frames(&self, first: PhysAddr, order: u8) {
         let bytes = self.frames.lock().unwrap().live.remove(&(first.as_u64() as usize));
         assert_eq!(bytes, Some(FRAME << order), "freed what was not allocated");
-        for word in 0..(FRAME << order) / 8 {
-            self.word(first.as_u64() as usize + word * 8).store(0xdddd_dddd_dddd_dddd, Ordering::Relaxed);
+        for index in 0..(FRAME << order) / 8 {
+            word(first.as_u64() + index as u64 * 8).store(0xdddd_dddd_dddd_dddd, Ordering::Relaxed);
         }
     }
 
@@ -192,13 +192,6 @@ unsafe impl Platform for Machine {
     fn ram(&self, visit: &mut dyn FnMut(PhysRange)) {
         let ram = self.hardware().ram.clone();
         ram.into_iter().for_each(visit);
-    }
-}
-
-impl Machine {
-    fn word(&self, address: usize) -> &'static AtomicU64 {
-        // SAFETY: blocks are never given back to the system.
-        unsafe { &*std::ptr::with_exposed_provenance(address) }
     }
 }
 
@@ -302,8 +295,8 @@ impl Hardware {
         let frames = self.frames.lock().unwrap();
         let inside = |(&first, &bytes): (&usize, &usize)| (first..first + bytes).contains(&(address as usize));
         assert!(frames.live.iter().any(inside), "the unit accesses {address:#x}, which is not lent to it");
-        // SAFETY: live, and blocks are never given back to the system.
-        unsafe { &*std::ptr::with_exposed_provenance(address as usize) }
+        drop(frames);
+        word(address)
     }
 
     fn descriptor(&self, slot: u32) -> Descriptor {
@@ -456,4 +449,10 @@ pub(crate) fn patient() -> QueueConfig {
 
 pub(crate) fn hasty() -> QueueConfig {
     QueueConfig { limit: Duration::from_millis(30), ..QueueConfig::default() }
+}
+
+/// The word at an address in a frame of a machine.
+pub(crate) fn word(address: u64) -> &'static AtomicU64 {
+    // SAFETY: frames of a machine are never given back to the system.
+    unsafe { &*std::ptr::with_exposed_provenance(address as usize) }
 }
