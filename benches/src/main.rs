@@ -19,10 +19,7 @@ mod translate;
 
 use cases::CASES;
 use contenders::CONTENDERS;
-use sample::{Quiet, Samples};
-
-/// How many times the wanted number of samples is taken at the most.
-const PATIENCE: usize = 12;
+use sample::{PATIENCE, Quiet, Samples};
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();

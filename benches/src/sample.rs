@@ -3,6 +3,9 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+/// How many times the wanted number of samples is taken at the most.
+pub(crate) const PATIENCE: usize = 12;
+
 /// What the reference pass takes when nothing disturbs it, in nanoseconds.
 pub(crate) struct Quiet(f64);
 
@@ -30,6 +33,28 @@ impl Samples {
         let figures = run();
         let undisturbed = before.max(reference_pass()) <= quiet.0 * 1.1;
         if undisturbed { self.quiet.push(figures) } else { self.disturbed.push(figures) }
+    }
+
+    /// Samples of `run` until `wanted` of them count, within reason.
+    pub(crate) fn measure(quiet: &Quiet, wanted: usize, run: impl Fn() -> Vec<f64>) -> Self {
+        let mut samples = Self::new();
+        for _ in 0..wanted * PATIENCE {
+            samples.take(quiet, &run);
+            if samples.counted() >= wanted {
+                break;
+            }
+        }
+        samples
+    }
+
+    /// Prints each figure in nanoseconds; gives what is said of samples that are fewer than `wanted`.
+    pub(crate) fn print(&self, name: &str, figures: &[&str], wanted: usize) -> &'static str {
+        let note = if self.counted() < wanted { " (disturbed)" } else { "" };
+        println!();
+        for (index, figure) in figures.iter().enumerate() {
+            println!("{:<48}{:>17.2} ns{note}", format!("{name}: {figure}"), self.median(index));
+        }
+        note
     }
 
     /// How many samples count.

@@ -23,7 +23,6 @@ use crate::sample::{Quiet, Samples};
 
 const NAME: &str = "strict";
 const ROUNDS: usize = 2000;
-const PATIENCE: usize = 12;
 const PAGES: u64 = 511;
 const FUNCTION: PciAddress = PciAddress::from_requester_id(0, 0x20);
 const FIGURES: [&str; 5] = [
@@ -41,18 +40,8 @@ pub(crate) fn run(quiet: &Quiet, wanted: &[String]) {
     }
     pool::reset();
     let world = World::new();
-    let mut samples = Samples::new();
-    for _ in 0..ROUNDS * PATIENCE {
-        samples.take(quiet, || world.sample());
-        if samples.counted() >= ROUNDS {
-            break;
-        }
-    }
-    println!();
-    let note = if samples.counted() < ROUNDS { " (disturbed)" } else { "" };
-    for (index, figure) in FIGURES.iter().enumerate() {
-        println!("{:<48}{:>17.2} ns{note}", format!("{NAME}: {figure}"), samples.median(index));
-    }
+    let samples = Samples::measure(quiet, ROUNDS, || world.sample());
+    let note = samples.print(NAME, &FIGURES, ROUNDS);
     println!(
         "{:<48}{:>17.2} ns{note}",
         format!("{NAME}: the invalidation alone"),

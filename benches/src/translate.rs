@@ -24,7 +24,6 @@ use crate::strict::Machine;
 
 const NAME: &str = "translate";
 const ROUNDS: usize = 200;
-const PATIENCE: usize = 12;
 const SOURCE: u16 = 0x20;
 /// Pages that are mapped, 2 MiB apart: each has a leaf table of its own.
 const PAGES: u64 = 4096;
@@ -43,18 +42,7 @@ pub(crate) fn run(quiet: &Quiet, wanted: &[String]) {
     }
     pool::reset();
     let world = World::new();
-    let mut samples = Samples::new();
-    for _ in 0..ROUNDS * PATIENCE {
-        samples.take(quiet, || world.sample());
-        if samples.counted() >= ROUNDS {
-            break;
-        }
-    }
-    println!();
-    let note = if samples.counted() < ROUNDS { " (disturbed)" } else { "" };
-    for (index, figure) in FIGURES.iter().enumerate() {
-        println!("{:<48}{:>17.2} ns{note}", format!("{NAME}: {figure}"), samples.median(index));
-    }
+    Samples::measure(quiet, ROUNDS, || world.sample()).print(NAME, &FIGURES, ROUNDS);
 }
 
 /// A unit with one device and its tables. Never dropped: the pool takes all frames back.
