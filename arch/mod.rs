@@ -2,3 +2,6 @@
 
 #[cfg(feature = "vtd")]
 pub mod vtd;
+
+#[cfg(feature = "smmuv3")]
+pub mod smmuv3;
