@@ -37,12 +37,14 @@ impl Format for Tiny {
     const MAX_LEVELS: u8 = 3;
     const ITEMS: &'static [u16] = &[1, 1];
     const OUTPUT_BITS: u8 = 48;
-    const LIVE_SPLIT: LiveSplit = LiveSplit::Allowed;
     const PRESENT: u64 = PRESENT;
     const VISIBLE: u64 = VISIBLE;
     const ACCESSED_DIRTY: u64 = DIRTY;
     const DIRTY: u64 = DIRTY;
 
+    fn live_split(&self) -> LiveSplit {
+        LiveSplit::Allowed
+    }
     fn max_input_bits(levels: u8) -> u8 {
         12 + 2 * levels
     }

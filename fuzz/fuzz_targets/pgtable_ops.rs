@@ -18,7 +18,7 @@ use iommu::{Error, IovaRange, PhysAddr, Prot};
 use libfuzzer_sys::fuzz_target;
 
 use formats::{Identical, Middle, Upper};
-use setup::{Setup, range};
+use setup::{Setup, Shape, range};
 
 #[derive(Arbitrary, Debug)]
 struct Input {
@@ -80,8 +80,8 @@ fuzz_target!(|input: Input| {
     }
 });
 
-fn run<F: Format>(format: F, levels: u8, walker: WalkerCoherency, operations: &[Operation]) {
-    let mut setup = Setup::new(format, levels, walker);
+fn run<F: Format>(format: F, shape: impl Shape, walker: WalkerCoherency, operations: &[Operation]) {
+    let mut setup = Setup::new(format, shape.config(&format), walker);
     for operation in operations.iter().take(MOST_OPERATIONS) {
         apply(&mut setup, operation);
     }
@@ -116,7 +116,7 @@ fn apply<F: Format>(setup: &mut Setup<F>, operation: &Operation) {
         Operation::Unmap { at } => drop_result(setup.unmap(place(setup, at))),
         Operation::Protect { at, writable } => drop_result(setup.protect(place(setup, at), prot(writable))),
         Operation::Cut { at } => {
-            if F::LIVE_SPLIT == LiveSplit::Allowed && (setup.model.pages.len() as u64) < MOST_PAGES {
+            if setup.table.format().live_split() == LiveSplit::Allowed && (setup.model.pages.len() as u64) < MOST_PAGES {
                 setup.cut(place(setup, at));
             }
         }

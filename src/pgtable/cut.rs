@@ -63,7 +63,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// Splits the page of `1 << log2` bytes at `page` into pages of the next smaller size in use.
     fn split(&self, table: Table<'_>, level: u8, page: u64, log2: u32) -> Result<()> {
         let smaller = self.sizes & low_mask(log2);
-        if F::LIVE_SPLIT == LiveSplit::Forbidden || smaller == 0 {
+        if self.format.live_split() == LiveSplit::Forbidden || smaller == 0 {
             return Err(Error::Unsupported(UnsupportedReason::Split));
         }
         let first = self.index(level, page);

@@ -1,22 +1,24 @@
 //! What the engine must know of a page-table format.
 
 use core::fmt::Debug;
+use core::ops::RangeInclusive;
 
 use super::AccessedDirty;
 use crate::error::Result;
 use crate::prot::Prot;
 
-/// Whether a page may be replaced by a table of smaller pages while hardware uses it.
+/// Whether a page may be replaced by smaller pages for the same memory, or an empty table by a page,
+/// while hardware may have cached what was there.
 ///
 /// ```
 /// use iommu::pgtable::{Format, LiveSplit, SecondStage};
-/// assert_eq!(SecondStage::LIVE_SPLIT, LiveSplit::Allowed);
+/// assert_eq!(SecondStage::default().live_split(), LiveSplit::Allowed);
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LiveSplit {
     /// Yes: the same translation in another size does no harm.
     Allowed,
-    /// No: the format demands that the page be removed first (break before make).
+    /// No: what was there must be removed and invalidated first (break before make).
     Forbidden,
 }
 
@@ -53,8 +55,6 @@ pub trait Format: Copy + Debug + Send + Sync + 'static {
     /// Whether the leaf for the bytes that follow in a run is the leaf plus the bytes of an entry, in
     /// one addition, so that runs need not be encoded leaf by leaf.
     const LINEAR: bool = false;
-    /// Whether pages may be split while hardware uses them.
-    const LIVE_SPLIT: LiveSplit;
     /// An entry with none of these bits is absent, to hardware as well.
     const PRESENT: u64;
     /// A bit that hardware ignores: the table that this entry points to can be reached by the walker.
@@ -67,8 +67,19 @@ pub trait Format: Copy + Debug + Send + Sync + 'static {
     /// leaves cannot say so.
     const SNOOP: u64 = 0;
 
-    /// The widest input address of a table of `levels` levels, in bits.
+    /// The widest input address of a table of `levels` levels, in bits, with a root as
+    /// [`Config::new`](super::Config::new) makes it.
     fn max_input_bits(levels: u8) -> u8;
+
+    /// The widths of input addresses, in bits, that a table of `levels` levels may have with these
+    /// choices. Where the root may be several tables that is more than these levels translate.
+    #[inline]
+    fn input_widths(&self, levels: u8) -> RangeInclusive<u8> {
+        Self::GRANULE_LOG2 + 1..=Self::max_input_bits(levels)
+    }
+
+    /// Whether pages may be split, and empty tables replaced by pages, while hardware uses them.
+    fn live_split(&self) -> LiveSplit;
 
     /// The first input address of a table that translates `1 << input_bits` addresses.
     #[inline]

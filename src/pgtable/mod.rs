@@ -46,7 +46,9 @@ mod table;
 mod unmap;
 
 pub use dirty::DirtyRead;
-pub use fmt::{AccessedDirty, SecondStage, X86_64, X86Io};
+pub use fmt::{
+    AccessedDirty, LPAE_MAIR, Lpae, Lpae4K, Lpae16K, Lpae64K, LpaeStage, LpaeWalk, SecondStage, X86_64, X86Io,
+};
 pub use format::{Format, LiveSplit};
 pub use list::TableList;
 pub use map::MapError;

@@ -144,10 +144,9 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         }
         let widest = geometry::shift::<F>(levels);
         let concatenated = u32::from(input_bits).saturating_sub(widest) as u8;
-        if input_bits <= F::GRANULE_LOG2
+        if !format.input_widths(levels).contains(&input_bits)
             || input_bits > 64
             || concatenated > F::MAX_CONCATENATED_LOG2
-            || concatenated == 0 && input_bits > F::max_input_bits(levels)
             || output_last.as_u64() > geometry::low_mask(u32::from(F::OUTPUT_BITS))
         {
             return Err(wrong);
@@ -156,7 +155,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         if sizes == PageSizes::NONE {
             return Err(Error::Invalid(InvalidReason::NoPageSize));
         }
-        let root_order = geometry::table_order(F::INDEX_BITS + concatenated);
+        // Shorter than a table, or several tables one behind the other.
+        let root_order = geometry::table_order(input_bits.saturating_sub(geometry::shift::<F>(levels - 1) as u8));
         let root = Table::alloc(&platform, root_order, table_last)?;
         let table = Self {
             platform,
@@ -188,6 +188,12 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     #[inline]
     pub fn levels(&self) -> u8 {
         self.top + 1
+    }
+
+    /// Width of an input address in bits.
+    #[inline]
+    pub fn input_bits(&self) -> u8 {
+        self.input_bits
     }
 
     /// The page sizes that it uses.
@@ -301,8 +307,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// The root, as a table of level `top`.
     #[inline(always)]
     pub(super) fn root_table(&self) -> Table<'_> {
-        // For formats without concatenated roots the order is known at compile time.
-        let order = if F::MAX_CONCATENATED_LOG2 == 0 { Self::ORDER } else { self.root_order };
+        // Where every root takes one frame the order is known at compile time.
+        let order = if F::MAX_CONCATENATED_LOG2 == 0 && Self::ORDER == 0 { 0 } else { self.root_order };
         // SAFETY: allocated by `new` with this order, freed by `drop` only.
         unsafe { Table::from_phys(&self.platform, self.root, order) }
     }

@@ -15,11 +15,13 @@ impl Format for Tiny {
     const MAX_LEVELS: u8 = 1;
     const ITEMS: &'static [u16] = &[1];
     const OUTPUT_BITS: u8 = 40;
-    const LIVE_SPLIT: LiveSplit = LiveSplit::Allowed;
     const PRESENT: u64 = 1;
     const VISIBLE: u64 = 1 << 10;
     const ACCESSED_DIRTY: u64 = 0;
 
+    fn live_split(&self) -> LiveSplit {
+        LiveSplit::Allowed
+    }
     fn max_input_bits(levels: u8) -> u8 {
         12 + 2 * levels
     }

@@ -91,10 +91,12 @@ impl Format for Upper {
     const MIN_LEVELS: u8 = 3;
     const MAX_LEVELS: u8 = 4;
     const ITEMS: &'static [u16] = &[1 | 1 << 4, 1 | 1 << 4, 1];
-    const LIVE_SPLIT: LiveSplit = LiveSplit::Forbidden;
     common!();
     one_item_size!();
 
+    fn live_split(&self) -> LiveSplit {
+        LiveSplit::Forbidden
+    }
     fn max_input_bits(levels: u8) -> u8 {
         12 + 9 * levels
     }
@@ -115,10 +117,12 @@ impl Format for Middle {
     const MAX_LEVELS: u8 = 4;
     const MAX_CONCATENATED_LOG2: u8 = 4;
     const ITEMS: &'static [u16] = &[1 | 1 << 7, 1 | 1 << 5];
-    const LIVE_SPLIT: LiveSplit = LiveSplit::Allowed;
     common!();
     one_item_size!();
 
+    fn live_split(&self) -> LiveSplit {
+        LiveSplit::Allowed
+    }
     /// One bit more than the levels translate: two root tables.
     fn max_input_bits(levels: u8) -> u8 {
         14 + 11 * levels + 1
@@ -136,12 +140,14 @@ impl Format for Large {
     const MIN_LEVELS: u8 = 2;
     const MAX_LEVELS: u8 = 3;
     const ITEMS: &'static [u16] = &[1 | 1 << 5, 1];
-    const LIVE_SPLIT: LiveSplit = LiveSplit::Allowed;
     common!();
     one_item_size!();
 
     fn accessed_dirty(&self) -> AccessedDirty {
         AccessedDirty::Hardware
+    }
+    fn live_split(&self) -> LiveSplit {
+        LiveSplit::Allowed
     }
     fn max_input_bits(_levels: u8) -> u8 {
         48
@@ -160,11 +166,13 @@ impl Format for Identical {
     const MIN_LEVELS: u8 = 3;
     const MAX_LEVELS: u8 = 3;
     const ITEMS: &'static [u16] = &[1 | 1 << 2 | 1 << 3 | 1 << 8, 1 << 1 | 1 << 4, 1];
-    const LIVE_SPLIT: LiveSplit = LiveSplit::Allowed;
     common!();
 
     fn accessed_dirty(&self) -> AccessedDirty {
         AccessedDirty::Hardware
+    }
+    fn live_split(&self) -> LiveSplit {
+        LiveSplit::Allowed
     }
     fn max_input_bits(levels: u8) -> u8 {
         12 + 9 * levels

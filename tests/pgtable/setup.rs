@@ -14,14 +14,31 @@ pub(crate) struct Setup<F: Format> {
     pub(crate) model: Model,
 }
 
+/// What a table is to be like: so many levels, as wide as can be, or what a configuration says.
+pub(crate) trait Shape {
+    fn config<F: Format>(self, format: &F) -> Config;
+}
+
+impl Shape for u8 {
+    fn config<F: Format>(self, _format: &F) -> Config {
+        Config::new::<F>(self)
+    }
+}
+
+impl Shape for Config {
+    fn config<F: Format>(self, _format: &F) -> Config {
+        self
+    }
+}
+
 pub(crate) fn range(start: u64, bytes: u64) -> IovaRange {
     IovaRange::from_len(Iova::new(start), bytes).unwrap()
 }
 
 impl<F: Format> Setup<F> {
-    pub(crate) fn new(format: F, levels: u8, walker: WalkerCoherency) -> Self {
+    pub(crate) fn new(format: F, shape: Config, walker: WalkerCoherency) -> Self {
         let platform = TestPlatform::default();
-        let config = Config { walker, ..Config::new::<F>(levels) };
+        let config = Config { walker, ..shape };
         let table = PageTable::new(platform.clone(), format, config).unwrap();
         Self { platform, table, model: Model::default() }
     }

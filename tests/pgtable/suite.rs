@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use iommu::pgtable::{
-    AccessedDirty, DirtyRead, Format, LiveSplit, MapError, PageSize, PageSizes, TableList, WalkerCoherency,
+    AccessedDirty, Config, DirtyRead, Format, LiveSplit, MapError, PageSize, PageSizes, TableList, WalkerCoherency,
 };
 use iommu::platform::Platform;
 use iommu::{BusyReason, Error, InvalidReason, Iova, IovaRange, PhysAddr, Prot, UnsupportedReason};
@@ -14,13 +14,13 @@ use crate::setup::{Setup, range};
 
 #[macro_export]
 macro_rules! suite {
-    ($name:ident, $format:expr, $levels:expr) => {
+    ($name:ident, $format:expr, $shape:expr) => {
         mod $name {
             use iommu::pgtable::WalkerCoherency;
 
             use super::*;
 
-            $crate::suite!(@ $format, $levels,
+            $crate::suite!(@ $format, $shape,
                 each_page_size
                 edges_of_the_range
                 straddling_ranges
@@ -44,19 +44,19 @@ macro_rules! suite {
             );
         }
     };
-    (@ $format:expr, $levels:expr, $($test:ident)*) => {
+    (@ $format:expr, $shape:expr, $($test:ident)*) => {
         $(
             #[test]
             fn $test() {
                 for walker in [WalkerCoherency::Snoops, WalkerCoherency::NeedsClean] {
-                    $crate::suite::$test($format, $levels, walker);
+                    $crate::suite::$test($format, $crate::setup::Shape::config($shape, &$format), walker);
                 }
             }
         )*
     };
 }
 
-const PHYS: u64 = 1 << 40;
+const PHYS: u64 = 1 << 42;
 const INVALID: fn(InvalidReason) -> Error = Error::Invalid;
 
 fn sizes_of<F: Format>(setup: &Setup<F>) -> Vec<PageSize> {
@@ -64,8 +64,8 @@ fn sizes_of<F: Format>(setup: &Setup<F>) -> Vec<PageSize> {
 }
 
 /// A page of each size at the beginning, in the middle and at the very end.
-pub(crate) fn each_page_size<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    let mut setup = Setup::new(format, levels, walker);
+pub(crate) fn each_page_size<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, shape, walker);
     for size in sizes_of(&setup) {
         let (start, last) = (setup.start(), setup.last());
         let middle = (start + (last - start) / 2) & !(size.bytes() - 1);
@@ -88,8 +88,8 @@ pub(crate) fn each_page_size<F: Format>(format: F, levels: u8, walker: WalkerCoh
 }
 
 /// The first and the last page, and what lies just beyond.
-pub(crate) fn edges_of_the_range<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    let mut setup = Setup::new(format, levels, walker);
+pub(crate) fn edges_of_the_range<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, shape, walker);
     let (start, last, granule) = (setup.start(), setup.last(), setup.granule());
     for at in [start, last - (granule - 1)] {
         setup.map(range(at, granule), PHYS, Prot::RW).unwrap();
@@ -123,12 +123,15 @@ pub(crate) fn edges_of_the_range<F: Format>(format: F, levels: u8, walker: Walke
 
 /// Ranges across the borders of tables of every level, with physical addresses that fit large pages
 /// and with some that do not.
-pub(crate) fn straddling_ranges<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    let mut setup = Setup::new(format, levels, walker);
+pub(crate) fn straddling_ranges<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, shape, walker);
     let granule = setup.granule();
-    for level in 1..levels {
+    for level in 1..shape.levels {
         let entry = 1u64 << (u32::from(F::GRANULE_LOG2) + u32::from(level) * u32::from(F::INDEX_BITS));
         let border = setup.start() + 2 * entry;
+        if setup.last() < border + entry {
+            continue; // a root of few entries
+        }
         for (before, after) in [(1, 1), (1, 700), (700, 1), (3, 0), (0, 3)] {
             for phys in [PHYS, PHYS + 2 * entry - before * granule, PHYS + granule] {
                 let at = range(border - before * granule, (before + after) * granule);
@@ -149,8 +152,8 @@ pub(crate) fn straddling_ranges<F: Format>(format: F, levels: u8, walker: Walker
 }
 
 /// The whole range at once: mapped in the largest pages where that is feasible, unmapped in any case.
-pub(crate) fn top_to_bottom<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    let mut setup = Setup::new(format, levels, walker);
+pub(crate) fn top_to_bottom<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, shape, walker);
     let all = setup.table.range();
     let largest = setup.table.page_sizes().largest().unwrap();
     let bits = (all.last().as_u64() - all.start().as_u64()).count_ones();
@@ -169,8 +172,8 @@ pub(crate) fn top_to_bottom<F: Format>(format: F, levels: u8, walker: WalkerCohe
 }
 
 /// Each mistake has its own error, and changes nothing.
-pub(crate) fn wrong_arguments<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    let setup = Setup::new(format, levels, walker);
+pub(crate) fn wrong_arguments<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
+    let setup = Setup::new(format, shape, walker);
     let (start, granule) = (setup.start(), setup.granule());
     let before = setup.platform.frames_in_use();
     let map = |at, phys, prot, sizes| {
@@ -197,11 +200,12 @@ pub(crate) fn wrong_arguments<F: Format>(format: F, levels: u8, walker: WalkerCo
     let larger = sizes_of(&setup).into_iter().nth(1).unwrap();
     assert_eq!(map(page, PHYS, Prot::RW, PageSizes::only(larger)), misaligned);
     // The second page's address is one bit too wide.
-    let top = (1u64 << F::OUTPUT_BITS) - granule;
+    let beyond = shape.output_last.as_u64() + 1;
+    let top = beyond - granule;
     let second = Error::OutOfRange { iova: Iova::new(start + granule) };
     assert_eq!(map(range(start, 2 * granule), top, Prot::RW, all), Err(second));
     let first = Error::OutOfRange { iova: Iova::new(start) };
-    assert_eq!(map(page, 1 << F::OUTPUT_BITS, Prot::RW, all), Err(first));
+    assert_eq!(map(page, beyond, Prot::RW, all), Err(first));
     // SAFETY: no device uses the table.
     unsafe {
         let mut stray = TableList::new();
@@ -215,9 +219,9 @@ pub(crate) fn wrong_arguments<F: Format>(format: F, levels: u8, walker: WalkerCo
 }
 
 /// A mapping that runs into another leaves nothing behind, wherever that one is and however large.
-pub(crate) fn undone_on_conflict<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    for size in Setup::new(format, levels, walker).table.page_sizes().iter() {
-        let mut setup = Setup::new(format, levels, walker);
+pub(crate) fn undone_on_conflict<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
+    for size in Setup::new(format, shape, walker).table.page_sizes().iter() {
+        let mut setup = Setup::new(format, shape, walker);
         let granule = setup.granule();
         // Far enough up, at a multiple of the size, for what is to lie below.
         let below = (64 * granule).next_multiple_of(size.bytes()).max(2 * size.bytes());
@@ -245,8 +249,8 @@ pub(crate) fn undone_on_conflict<F: Format>(format: F, levels: u8, walker: Walke
 }
 
 /// Small pages come and go; where their tables stayed, a large page fits again.
-pub(crate) fn large_page_over_empty_tables<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    let mut setup = Setup::new(format, levels, walker);
+pub(crate) fn large_page_over_empty_tables<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, shape, walker);
     let granule = setup.granule();
     for size in sizes_of(&setup).into_iter().skip(1) {
         let at = setup.start() + size.bytes();
@@ -279,8 +283,8 @@ pub(crate) fn large_page_over_empty_tables<F: Format>(format: F, levels: u8, wal
 
 /// A range that covers tables takes them out with one store each: their frames come back, and what
 /// hardware may still walk is whole but for its first entry.
-pub(crate) fn covered_tables_leave_unread<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    let mut setup = Setup::new(format, levels, walker);
+pub(crate) fn covered_tables_leave_unread<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, shape, walker);
     let granule = setup.granule();
     let empty = setup.platform.frames_in_use();
     let entry = granule << F::INDEX_BITS;
@@ -302,7 +306,7 @@ pub(crate) fn covered_tables_leave_unread<F: Format>(format: F, levels: u8, walk
     let tables = 3 * (1usize << F::INDEX_BITS.saturating_sub(9));
     assert_eq!(setup.platform.frames_in_use(), full - tables);
     // A table of tables, then.
-    if levels > 2 {
+    if shape.levels > 2 {
         setup.map(range(setup.start() + entry, 2 * entry), PHYS + granule, Prot::RW).unwrap();
         setup.map(range(setup.start(), granule), PHYS, Prot::RW).unwrap();
         setup.unmap(range(setup.start(), entry << F::INDEX_BITS)).unwrap();
@@ -314,9 +318,9 @@ pub(crate) fn covered_tables_leave_unread<F: Format>(format: F, levels: u8, walk
 
 /// A large page that is covered in part stops `unmap`; after `cut` it does not, and in between every
 /// address leads where it did.
-pub(crate) fn partial_pages_are_cut<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    for size in Setup::new(format, levels, walker).table.page_sizes().iter().skip(1) {
-        let mut setup = Setup::new(format, levels, walker);
+pub(crate) fn partial_pages_are_cut<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
+    for size in Setup::new(format, shape, walker).table.page_sizes().iter().skip(1) {
+        let mut setup = Setup::new(format, shape, walker);
         let granule = setup.granule();
         let page = setup.start() + 2 * size.bytes();
         setup.map(range(page, size.bytes()), PHYS, Prot::RW).unwrap();
@@ -333,7 +337,7 @@ pub(crate) fn partial_pages_are_cut<F: Format>(format: F, levels: u8, walker: Wa
         if middle.last().as_u64() < middle.start().as_u64() {
             continue;
         }
-        if F::LIVE_SPLIT == LiveSplit::Forbidden {
+        if format.live_split() == LiveSplit::Forbidden {
             // SAFETY: no device uses the table.
             let refused = unsafe { setup.table.cut(middle) };
             assert_eq!(refused, Err(Error::Unsupported(UnsupportedReason::Split)));
@@ -370,8 +374,8 @@ pub(crate) fn partial_pages_are_cut<F: Format>(format: F, levels: u8, walker: Wa
 }
 
 /// Permissions change, accessed and dirty bits stay, addresses stay.
-pub(crate) fn permissions_change<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    let mut setup = Setup::new(format, levels, walker);
+pub(crate) fn permissions_change<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, shape, walker);
     let (start, granule) = (setup.start(), setup.granule());
     let largest = setup.table.page_sizes().largest().unwrap().bytes();
     let all = range(start, largest + 20 * granule);
@@ -391,11 +395,11 @@ pub(crate) fn permissions_change<F: Format>(format: F, levels: u8, walker: Walke
 
 /// What hardware has set in a leaf is there after a change of permissions and after a cut, in every
 /// part; a new mapping begins without it.
-pub(crate) fn hardware_bits_survive<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+pub(crate) fn hardware_bits_survive<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
     if format.accessed_dirty() == AccessedDirty::Unused {
         return;
     }
-    let mut setup = Setup::new(format, levels, walker);
+    let mut setup = Setup::new(format, shape, walker);
     let granule = setup.granule();
     let size = setup.table.page_sizes().largest().unwrap().bytes();
     let page = range(setup.start(), size);
@@ -442,8 +446,8 @@ fn dirty<F: Format>(setup: &Setup<F>, at: IovaRange, read: DirtyRead) -> Result<
 }
 
 /// Pages of every size are reported when they were written, until their record is cleared.
-pub(crate) fn dirty_pages_are_read<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    let mut setup = Setup::new(format, levels, walker);
+pub(crate) fn dirty_pages_are_read<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, shape, walker);
     let (start, granule) = (setup.start(), setup.granule());
     if format.accessed_dirty() == AccessedDirty::Unused {
         let unsupported = Err(Error::Unsupported(UnsupportedReason::Features));
@@ -502,11 +506,11 @@ pub(crate) fn dirty_pages_are_read<F: Format>(format: F, levels: u8, walker: Wal
 }
 
 /// What was read can be put back, and holes are no matter.
-pub(crate) fn dirty_pages_are_marked_again<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+pub(crate) fn dirty_pages_are_marked_again<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
     if format.accessed_dirty() == AccessedDirty::Unused {
         return;
     }
-    let mut setup = Setup::new(format, levels, walker);
+    let mut setup = Setup::new(format, shape, walker);
     let (start, granule) = (setup.start(), setup.granule());
     // Addresses that fit nothing larger.
     setup.map(range(start, 8 * granule), PHYS + granule, Prot::RW).unwrap();
@@ -522,12 +526,12 @@ pub(crate) fn dirty_pages_are_marked_again<F: Format>(format: F, levels: u8, wal
 
 /// Each time that hardware sets a clean page's bit, one read reports it: also while other pages of the
 /// table, and permissions of these, change.
-pub(crate) fn no_dirty_page_is_lost_to_hardware<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+pub(crate) fn no_dirty_page_is_lost_to_hardware<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
     const PAGES: u64 = 8;
     if format.accessed_dirty() == AccessedDirty::Unused || walker == WalkerCoherency::NeedsClean {
         return;
     }
-    let mut setup = Setup::new(format, levels, walker);
+    let mut setup = Setup::new(format, shape, walker);
     let (start, granule) = (setup.start(), setup.granule());
     let all = range(start, PAGES * granule);
     setup.map(all, PHYS + granule, Prot::RW).unwrap();
@@ -587,8 +591,8 @@ pub(crate) fn no_dirty_page_is_lost_to_hardware<F: Format>(format: F, levels: u8
 
 /// Leaves say that every request snoops from the moment on when it is enforced, which must be before
 /// the first; in a format without such a bit nothing changes.
-pub(crate) fn snooping_is_enforced<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    let mut setup = Setup::new(format, levels, walker);
+pub(crate) fn snooping_is_enforced<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, shape, walker);
     let (start, granule) = (setup.start(), setup.granule());
     let snoops = |setup: &Setup<F>, at: u64| setup.entry(at).load(Ordering::Acquire) & F::SNOOP == F::SNOOP;
     setup.map(range(start, granule), PHYS, Prot::RW).unwrap();
@@ -602,7 +606,7 @@ pub(crate) fn snooping_is_enforced<F: Format>(format: F, levels: u8, walker: Wal
     setup.map(range(start, largest), PHYS, Prot::RW).unwrap();
     setup.map(range(start + largest, 700 * granule), PHYS + granule, Prot::READ).unwrap();
     setup.protect(range(start, largest), Prot::READ).unwrap();
-    if F::LIVE_SPLIT == LiveSplit::Allowed {
+    if format.live_split() == LiveSplit::Allowed {
         setup.cut(range(start + granule, granule));
     }
     for at in [start, start + granule, start + largest, start + largest + 699 * granule] {
@@ -613,8 +617,8 @@ pub(crate) fn snooping_is_enforced<F: Format>(format: F, levels: u8, walker: Wal
 }
 
 /// While a reader is registered, no table is freed; when the last one leaves, all are.
-pub(crate) fn readers_park_tables<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    let mut setup = Setup::new(format, levels, walker);
+pub(crate) fn readers_park_tables<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, shape, walker);
     let granule = setup.granule();
     let empty = setup.platform.frames_in_use();
     let all = setup.table.range();
@@ -649,10 +653,10 @@ pub(crate) fn readers_park_tables<F: Format>(format: F, levels: u8, walker: Walk
 }
 
 /// Thousands of random operations against the oracle.
-pub(crate) fn random_operations<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
+pub(crate) fn random_operations<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
     let (seeds, operations) = if walker == WalkerCoherency::Snoops { (2, 1000) } else { (1, 300) };
     for seed in 1..=seeds {
-        let mut setup = Setup::new(format, levels, walker);
+        let mut setup = Setup::new(format, shape, walker);
         let mut random = Random::new(seed);
         for operation in 0..operations {
             let at = some_range(&setup, &mut random);
@@ -673,7 +677,7 @@ pub(crate) fn random_operations<F: Format>(format: F, levels: u8, walker: Walker
                 13 => {
                     let _ = setup.protect(at, prot);
                 }
-                14 if F::LIVE_SPLIT == LiveSplit::Allowed && setup.model.pages.len() < 20_000 => setup.cut(at),
+                14 if format.live_split() == LiveSplit::Allowed && setup.model.pages.len() < 20_000 => setup.cut(at),
                 _ => {
                     let _ = setup.unmap(setup.table.range());
                 }
@@ -707,11 +711,11 @@ fn some_range<F: Format>(setup: &Setup<F>, random: &mut Random) -> iommu::IovaRa
 
 /// Whichever allocation fails: nothing is mapped that was not before, no frame is lost, and the same
 /// call works when there is memory again.
-pub(crate) fn every_allocation_fails_once<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    let granule = Setup::new(format, levels, walker).granule();
+pub(crate) fn every_allocation_fails_once<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
+    let granule = Setup::new(format, shape, walker).granule();
     let entry = granule << F::INDEX_BITS;
     for budget in 0.. {
-        let mut setup = Setup::new(format, levels, walker);
+        let mut setup = Setup::new(format, shape, walker);
         setup.map(range(setup.start() + 5 * entry, granule), PHYS, Prot::READ).unwrap();
         let before = setup.runs();
         // From the end of one table through a second into a third, in small pages.
@@ -737,8 +741,8 @@ pub(crate) fn every_allocation_fails_once<F: Format>(format: F, levels: u8, walk
 
 /// A range that fills a table of tables prepares all of them before a walker sees one. When memory
 /// runs out in the middle, they go; the few on the way to the range may stay.
-pub(crate) fn prepared_tables_are_discarded<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    let setup = Setup::new(format, levels, walker);
+pub(crate) fn prepared_tables_are_discarded<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
+    let setup = Setup::new(format, shape, walker);
     let granule = setup.granule();
     let entry = granule << F::INDEX_BITS;
     let all = range(setup.start(), entry << F::INDEX_BITS);
@@ -754,14 +758,14 @@ pub(crate) fn prepared_tables_are_discarded<F: Format>(format: F, levels: u8, wa
         assert_eq!(result, Err(MapError::from(Error::NoMemory)));
         assert_eq!(setup.runs(), []);
         let tables = (setup.platform.frames_in_use() - before) >> F::INDEX_BITS.saturating_sub(9);
-        assert!(tables < usize::from(levels), "{tables} tables stayed");
+        assert!(tables < usize::from(shape.levels), "{tables} tables stayed");
     }
     setup.finish();
 }
 
 /// A walker that does not snoop costs one clean for each line that was touched, and no more.
-pub(crate) fn one_clean_a_line<F: Format>(format: F, levels: u8, walker: WalkerCoherency) {
-    let mut setup = Setup::new(format, levels, walker);
+pub(crate) fn one_clean_a_line<F: Format>(format: F, shape: Config, walker: WalkerCoherency) {
+    let mut setup = Setup::new(format, shape, walker);
     let granule = setup.granule();
     setup.map(range(setup.start(), granule), PHYS, Prot::RW).unwrap();
     setup.platform.take_cleans();

@@ -1,9 +1,11 @@
-//! The formats, one file each.
+//! The formats, one file or folder each.
 
+mod lpae;
 mod second_stage;
 mod x86_64;
 mod x86_io;
 
+pub use lpae::{LPAE_MAIR, Lpae, Lpae4K, Lpae16K, Lpae64K, LpaeStage, LpaeWalk};
 pub use second_stage::SecondStage;
 pub use x86_64::X86_64;
 pub use x86_io::X86Io;

@@ -49,7 +49,6 @@ impl Format for SecondStage {
     const ITEMS: &'static [u16] = &[1, 1, 1];
     const OUTPUT_BITS: u8 = 52;
     const LINEAR: bool = true;
-    const LIVE_SPLIT: LiveSplit = LiveSplit::Allowed;
     const PRESENT: u64 = READ | WRITE | EXECUTE;
     const VISIBLE: u64 = SOFTWARE;
     const ACCESSED_DIRTY: u64 = ACCESSED | DIRTY;
@@ -59,6 +58,11 @@ impl Format for SecondStage {
     #[inline]
     fn max_input_bits(levels: u8) -> u8 {
         12 + 9 * levels
+    }
+
+    #[inline]
+    fn live_split(&self) -> LiveSplit {
+        LiveSplit::Allowed
     }
 
     #[inline]

@@ -50,7 +50,6 @@ impl Format for X86_64 {
     const ITEMS: &'static [u16] = &[1, 1, 1];
     const OUTPUT_BITS: u8 = 52;
     const LINEAR: bool = true;
-    const LIVE_SPLIT: LiveSplit = LiveSplit::Allowed;
     const PRESENT: u64 = PRESENT;
     const VISIBLE: u64 = SOFTWARE;
     const ACCESSED_DIRTY: u64 = ACCESSED | DIRTY;
@@ -60,6 +59,11 @@ impl Format for X86_64 {
     #[inline]
     fn max_input_bits(levels: u8) -> u8 {
         12 + 9 * levels - 1
+    }
+
+    #[inline]
+    fn live_split(&self) -> LiveSplit {
+        LiveSplit::Allowed
     }
 
     #[inline]

@@ -41,7 +41,6 @@ impl Format for X86Io {
     const ITEMS: &'static [u16] = SecondStage::ITEMS;
     const OUTPUT_BITS: u8 = SecondStage::OUTPUT_BITS;
     const LINEAR: bool = true;
-    const LIVE_SPLIT: LiveSplit = LiveSplit::Allowed;
     const PRESENT: u64 = SecondStage::PRESENT;
     const VISIBLE: u64 = SecondStage::VISIBLE;
     const ACCESSED_DIRTY: u64 = SecondStage::ACCESSED_DIRTY;
@@ -51,6 +50,11 @@ impl Format for X86Io {
     #[inline]
     fn max_input_bits(levels: u8) -> u8 {
         SecondStage::max_input_bits(levels)
+    }
+
+    #[inline]
+    fn live_split(&self) -> LiveSplit {
+        LiveSplit::Allowed
     }
 
     #[inline]
