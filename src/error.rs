@@ -150,6 +150,8 @@ reasons! {
         PasidInUse => "PASIDs are in use",
         /// Devices are attached or mappings are present.
         InUse => "still in use",
+        /// What was here before must be invalidated before something of another size takes its place.
+        BreakBeforeMake => "caches must drop what was here before",
     }
 }
 
@@ -203,6 +205,8 @@ reasons! {
         Translation => "the unit does not translate DMA",
         /// A large page of this format cannot be split while devices use it.
         Split => "a live large page of this format cannot be split",
+        /// This format has no way to change the kind of memory (cached, device) of a page in use.
+        MemoryType => "a live page of this format keeps its kind of memory",
         /// The version of the unit is not known.
         Version => "unknown hardware version",
     }

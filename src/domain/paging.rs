@@ -7,10 +7,10 @@ use core::time::Duration;
 use super::features::Switches;
 use super::{DirtyBitmap, DirtyTracking, Domain, DomainKind, site};
 use crate::addr::{Iova, IovaRange, PhysAddr};
-use crate::error::{Error, InvalidReason, Result, WaitReason};
+use crate::error::{BusyReason, Error, InvalidReason, Result, WaitReason};
 use crate::iotlb::{DeviceTlb, Flush, Invalidation, MAX_DEVICE_TLBS, Snapshot, Tags, Ticket};
 use crate::ops::{DomainFeatures, DomainOps, DomainSpec, MapFlush, Stage, Unit, UnitTraits};
-use crate::pgtable::{DirtyRead, Format, MapError, PageSizes, PageTable, Run, Short, TableList};
+use crate::pgtable::{DirtyRead, Format, LiveSplit, MapError, PageSizes, PageTable, Run, Short, TableList};
 use crate::platform::Platform;
 use crate::prot::Prot;
 use crate::sync::{Lock, wait_until};
@@ -196,7 +196,15 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
     unsafe fn map_anywhere(&self, range: IovaRange, phys: PhysAddr, prot: Prot, sizes: PageSizes) -> Result<()> {
         let mut stray = TableList::new();
         // SAFETY: passed on to the caller.
-        let result = unsafe { self.table.map(range, phys, prot, sizes, &mut stray) };
+        let mut result = unsafe { self.table.map(range, phys, prot, sizes, &mut stray) };
+        if self.table.format().live_split() == LiveSplit::Forbidden
+            && result.is_err_and(|failed| failed.error == Error::Busy(BusyReason::BreakBeforeMake))
+        {
+            // Once: nobody else puts tables into the range.
+            self.finish_undo(range, Flush::of_tables(core::mem::take(&mut stray)))?;
+            // SAFETY: as above.
+            result = unsafe { self.table.map(range, phys, prot, sizes, &mut stray) };
+        }
         if result.is_ok() && stray.is_empty() && self.traits.map_flush == MapFlush::Never {
             site::MAPPED.publish(&self.platform);
             return Ok(());

@@ -67,6 +67,9 @@ pub trait Format: Copy + Debug + Send + Sync + 'static {
     /// leaves cannot say so.
     const SNOOP: u64 = 0;
 
+    /// The bits in a leaf that must not change while hardware uses the page: what kind of memory it is.
+    const FIXED: u64 = 0;
+
     /// The widest input address of a table of `levels` levels, in bits, with a root as
     /// [`Config::new`](super::Config::new) makes it.
     fn max_input_bits(levels: u8) -> u8;

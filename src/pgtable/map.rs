@@ -3,9 +3,9 @@
 use super::geometry::{congruent, entry_last, has_items, low_mask, pick, shift};
 use super::list::{self, TableList};
 use super::table::{Kind, Place};
-use super::{Format, PageSizes, PageTable, WalkerCoherency, site};
+use super::{Format, LiveSplit, PageSizes, PageTable, WalkerCoherency, site};
 use crate::addr::{IovaRange, PhysAddr};
-use crate::error::{Error, InvalidReason, Result};
+use crate::error::{BusyReason, Error, InvalidReason, Result};
 use crate::hwmem::{Entry, Table};
 use crate::platform::Platform;
 use crate::prot::Prot;
@@ -115,6 +115,9 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// - [`Error::Invalid`] for no permission or one that the format lacks, when the table has none of
     ///   `sizes`, or when an address or the length is not a multiple of the smallest of them.
     /// - [`Error::NoMemory`] for a table.
+    /// - [`BusyReason::BreakBeforeMake`] where the format demands that ([`Format::live_split`]), and empty
+    ///   tables were in the way of large pages. They are in `stray` now: once `range` is invalidated, the
+    ///   same call finds them gone.
     ///
     /// # Safety
     /// - No other call that changes the table works on an overlapping range at the same time.
@@ -285,6 +288,13 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             table = self.child(table, level, start).map_err(|error| self.refuse(error, start, job))?;
             level -= 1;
         }
+        // Before anything is written: with a page above level 0 in the range, nothing is so far.
+        if self.format.live_split() == LiveSplit::Forbidden {
+            let broken = self.break_tables(table, level, next, job.last, job, stray);
+            if broken.map_err(|error| self.refuse(error, start, job))? > 0 {
+                return Err(MapError::from(Error::Busy(BusyReason::BreakBeforeMake)));
+            }
+        }
         // First all that needs memory, then all that a device can see.
         if let Err(error) = self.install(table, level, next, job.last, job) {
             self.discard(table, level, next, job.last);
@@ -303,6 +313,50 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         match (error, self.first_run(self.root_table(), self.top, start, job.last)) {
             (Error::Exists { .. }, Some(run)) => MapError::from(Error::Exists { iova: run.range.start() }),
             _ => MapError::from(error),
+        }
+    }
+
+    /// Detaches the empty tables where pages of `at..=end` are to be, in a table of `level` and below;
+    /// gives how many.
+    #[cold]
+    fn break_tables(
+        &self,
+        table: Table<'_>,
+        level: u8,
+        mut at: u64,
+        end: u64,
+        job: &Job,
+        stray: &mut TableList,
+    ) -> Result<usize> {
+        let mut broken = 0;
+        if level == 0 {
+            return Ok(broken);
+        }
+        loop {
+            let (leaves, _) = job.leaves::<F>(level, at, end);
+            let first = self.index(level, at);
+            for (index, entry) in (first..).zip(table.entries(first, leaves.max(1))) {
+                let last = entry_last::<F>(level, at).min(end);
+                if let Kind::Table(child) = self.kind(level, entry.load()) {
+                    // SAFETY: linked in this tree, on the way to a range that belongs to this call.
+                    let below = unsafe { self.table(child) };
+                    if leaves == 0 {
+                        broken += self.break_tables(below, level - 1, at, last, job, stray)?;
+                    } else if let Some(run) = self.first_run(below, level - 1, at, last) {
+                        return Err(Error::Exists { iova: run.range.start() });
+                    } else {
+                        entry.store(0);
+                        self.clean(site::UNMAP_TABLES_CLEAN, table, index, 1);
+                        // SAFETY: just detached, in a range that belongs to this call.
+                        unsafe { self.push(child, level - 1, stray) };
+                        broken += 1;
+                    }
+                }
+                if last >= end {
+                    return Ok(broken);
+                }
+                at = last + 1;
+            }
         }
     }
 

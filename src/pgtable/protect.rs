@@ -5,7 +5,7 @@ use super::geometry::{entry_last, shift};
 use super::table::Kind;
 use super::{Format, PageTable, site};
 use crate::addr::IovaRange;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, UnsupportedReason};
 use crate::hwmem::{Entry, Table};
 use crate::platform::Platform;
 use crate::prot::Prot;
@@ -17,9 +17,11 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// The caller owes an invalidation of the range before it relies on the change.
     ///
     /// # Errors
-    /// On the first two, everything in the range below the reported address is changed.
+    /// On the first three, everything in the range below the page in question is changed.
     /// - [`Error::NotMapped`] at the first hole.
     /// - [`Error::PartialPage`] at a large page of which `range` covers only a part.
+    /// - [`UnsupportedReason::MemoryType`] at a page whose kind of memory would change, in a format in
+    ///   which that takes break-before-make: unmap it instead.
     /// - As [`map`](Self::map) for a permission or a range that cannot be; nothing is changed.
     ///
     /// # Safety
@@ -49,6 +51,9 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                 }
                 Kind::Leaf => {
                     result = self.page_within(level, found, at, start, end);
+                    if (found ^ attributes) & F::FIXED != 0 && result.is_ok() {
+                        result = Err(Error::Unsupported(UnsupportedReason::MemoryType));
+                    }
                     if result.is_ok() {
                         self.rewrite_leaf(entry, level, found, at, attributes);
                         written = if written.is_empty() { index..index + 1 } else { written.start..index + 1 };

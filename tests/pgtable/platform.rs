@@ -46,6 +46,15 @@ impl TestPlatform {
         std::mem::take(&mut self.0.lock().unwrap().cleans)
     }
 
+    /// The words of the table at `phys`, as the cache holds them.
+    pub(crate) fn cached(&self, phys: u64, count: u64) -> Vec<u64> {
+        let state = self.0.lock().unwrap();
+        let (block, order) = state.blocks.range(..=phys).next_back().expect("a block at or below");
+        assert!(phys + count * 8 <= block + (FRAME_BYTES << order), "{phys:#x} is linked, but not in use");
+        // SAFETY: inside a block that is in use; this is the only thread.
+        unsafe { std::slice::from_raw_parts(phys as *const u64, count as usize) }.to_vec()
+    }
+
     /// The words of the table at `phys`: as memory holds them, and as the cache does.
     pub(crate) fn words(&self, phys: u64, count: u64) -> Vec<(u64, u64)> {
         let state = self.0.lock().unwrap();

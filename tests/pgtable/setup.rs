@@ -1,9 +1,10 @@
 //! A page table with its oracle, and what a walker sees.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use iommu::pgtable::{Config, Format, MapError, PageSizes, PageTable, Run, TableList, WalkerCoherency};
-use iommu::{Error, Iova, IovaRange, PhysAddr, Prot};
+use iommu::pgtable::{Config, Format, LiveSplit, MapError, PageSizes, PageTable, Run, TableList, WalkerCoherency};
+use iommu::{BusyReason, Error, Iova, IovaRange, PhysAddr, Prot};
 
 use crate::model::Model;
 use crate::platform::TestPlatform;
@@ -13,6 +14,12 @@ pub(crate) struct Setup<F: Format> {
     pub(crate) table: PageTable<F, TestPlatform>,
     pub(crate) model: Model,
 }
+
+/// Tables that hardware reaches, by their addresses: levels and entries.
+pub(crate) type Live = HashMap<u64, (u8, Vec<u64>)>;
+
+/// Tables were in the way of a page, and are removed.
+pub(crate) const BREAK: MapError = MapError { error: Error::Busy(BusyReason::BreakBeforeMake), undone: None };
 
 /// What a table is to be like: so many levels, as wide as can be, or what a configuration says.
 pub(crate) trait Shape {
@@ -59,14 +66,13 @@ impl<F: Format> Setup<F> {
     /// Maps in table and oracle, which must agree.
     #[track_caller]
     pub(crate) fn map(&mut self, at: IovaRange, phys: u64, prot: Prot) -> Result<(), MapError> {
-        let mut stray = TableList::new();
-        // SAFETY: no device uses the table, and this is the only thread.
-        let result = unsafe { self.table.map(at, PhysAddr::new(phys), prot, PageSizes::ALL, &mut stray) };
-        if self.table.walker() == WalkerCoherency::NeedsClean {
-            self.check_walker();
+        let mut result = self.map_once(at, phys, prot, PageSizes::ALL).1;
+        if result == Err(BREAK) {
+            assert_eq!(self.table.format().live_split(), LiveSplit::Forbidden);
+            // It was invalidated; no page was touched.
+            assert_eq!(self.runs(), self.model.runs());
+            result = self.map_once(at, phys, prot, PageSizes::ALL).1;
         }
-        // SAFETY: as above, so there is nothing to invalidate.
-        unsafe { self.table.free(stray) };
         if let Err(MapError { undone: Some(undone), error }) = result {
             assert!(at.covers(&undone) && undone.start() == at.start() && undone.last() < at.last(), "{error}");
         }
@@ -75,12 +81,37 @@ impl<F: Format> Setup<F> {
         result
     }
 
+    /// One call of map, of what may take two; and whether tables were removed, which are freed then.
+    #[track_caller]
+    pub(crate) fn map_once(
+        &mut self,
+        at: IovaRange,
+        phys: u64,
+        prot: Prot,
+        sizes: PageSizes,
+    ) -> (bool, Result<(), MapError>) {
+        let mut stray = TableList::new();
+        let before = self.live();
+        // SAFETY: no device uses the table, and this is the only thread.
+        let result = unsafe { self.table.map(at, PhysAddr::new(phys), prot, sizes, &mut stray) };
+        self.check_live(before);
+        if self.table.walker() == WalkerCoherency::NeedsClean {
+            self.check_walker();
+        }
+        let removed = !stray.is_empty();
+        // SAFETY: as above, so there is nothing to invalidate.
+        unsafe { self.table.free(stray) };
+        (removed, result)
+    }
+
     /// Unmaps in table and oracle, which must agree.
     #[track_caller]
     pub(crate) fn unmap(&mut self, at: IovaRange) -> Result<(), Error> {
         let mut stray = TableList::new();
+        let before = self.live();
         // SAFETY: no device uses the table, and this is the only thread.
         let result = unsafe { self.table.unmap(at, &mut stray) };
+        self.check_live(before);
         if self.table.walker() == WalkerCoherency::NeedsClean {
             self.check_walker();
         }
@@ -93,8 +124,10 @@ impl<F: Format> Setup<F> {
     /// Changes permissions in table and oracle, which must agree.
     #[track_caller]
     pub(crate) fn protect(&mut self, at: IovaRange, prot: Prot) -> Result<(), Error> {
+        let before = self.live();
         // SAFETY: no device uses the table, and this is the only thread.
         let result = unsafe { self.table.protect(at, prot) };
+        self.check_live(before);
         assert_eq!(result, self.model.protect(at, prot), "protect {at}");
         result
     }
@@ -133,11 +166,13 @@ impl<F: Format> Setup<F> {
     /// Checks that memory holds all that a walker reaches which does not snoop.
     #[track_caller]
     pub(crate) fn check_walker(&self) {
-        let range = self.table.range();
-        let bits = 64 - (range.last().as_u64() - range.start().as_u64()).leading_zeros();
+        self.check_table(self.table.root().as_u64(), self.table.levels() - 1, self.root_entries());
+    }
+
+    fn root_entries(&self) -> u64 {
         let top = self.table.levels() - 1;
-        let shift = u32::from(F::GRANULE_LOG2) + u32::from(top) * u32::from(F::INDEX_BITS);
-        self.check_table(self.table.root().as_u64(), top, 1 << bits.saturating_sub(shift));
+        let shift = F::GRANULE_LOG2 + top * F::INDEX_BITS;
+        1 << self.table.input_bits().saturating_sub(shift)
     }
 
     #[track_caller]
@@ -150,6 +185,51 @@ impl<F: Format> Setup<F> {
             if cache & F::PRESENT != 0 && level > 0 && !format.is_leaf(level, cache) {
                 assert_ne!(cache & F::VISIBLE, 0, "a table that another processor would not trust");
                 self.check_table(format.table_phys(cache), level - 1, 1 << F::INDEX_BITS);
+            }
+        }
+    }
+
+    /// What hardware may have cached, where it matters what becomes of it: in formats that demand
+    /// break-before-make.
+    pub(crate) fn live(&self) -> Live {
+        let mut live = Live::new();
+        if self.table.format().live_split() == LiveSplit::Forbidden {
+            self.add_live(self.table.root().as_u64(), self.table.levels() - 1, self.root_entries(), &mut live);
+        }
+        live
+    }
+
+    fn add_live(&self, table: u64, level: u8, entries: u64, live: &mut Live) {
+        let format = self.table.format();
+        let words = self.platform.cached(table, entries);
+        for &entry in words.iter().filter(|_| level > 0) {
+            if entry & F::PRESENT != 0 && !format.is_leaf(level, entry) {
+                self.add_live(format.table_phys(entry), level - 1, 1 << F::INDEX_BITS, live);
+            }
+        }
+        live.insert(table, (level, words));
+    }
+
+    /// Checks that no entry went from one thing to another within one call, after which the caller
+    /// invalidates: a leaf stays a leaf for the same memory in a page of the same size and kind, a table
+    /// stays the same table.
+    #[track_caller]
+    pub(crate) fn check_live(&self, before: Live) {
+        if before.is_empty() {
+            return;
+        }
+        let format = self.table.format();
+        let after = self.live();
+        for (table, (level, before)) in before {
+            let Some((_, after)) = after.get(&table).filter(|(_, after)| *after != before) else { continue };
+            for (&was, &is) in before.iter().zip(after).filter(|(was, is)| **was & **is & F::PRESENT != 0) {
+                let leaf = format.is_leaf(level, was);
+                assert_eq!(format.is_leaf(level, is), leaf, "level {level}: {was:#x} became {is:#x}");
+                let kept = |entry| match leaf {
+                    true => (format.leaf_phys(level, entry), format.item(level, entry), entry & F::FIXED),
+                    false => (format.table_phys(entry), 0, 0),
+                };
+                assert_eq!(kept(is), kept(was), "level {level}: {was:#x} became {is:#x}");
             }
         }
     }

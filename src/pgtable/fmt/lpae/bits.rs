@@ -46,6 +46,10 @@ const S2_WRITE_BACK: u64 = 15 << 2;
 const S2_NON_CACHEABLE: u64 = 5 << 2;
 const S2_DEVICE: u64 = 1 << 2;
 
+/// What says of which kind memory is and how it is shared: AttrIndx or MemAttr, and SH. (Bit 5 is NS at
+/// stage 1, and always clear.)
+pub(super) const MEMORY: u64 = S2_MEMORY | INDEX | 3 << 8;
+
 /// One of three values by the kind of memory, and how it is shared.
 #[inline]
 fn memory(prot: Prot, [write_back, non_cacheable, device]: [u64; 3]) -> u64 {

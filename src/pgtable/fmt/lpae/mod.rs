@@ -147,6 +147,9 @@ impl<const G: u8> Format for Lpae<G> {
     const LINEAR: bool = G != 16;
     const PRESENT: u64 = VALID;
     const VISIBLE: u64 = SOFTWARE;
+    /// Of both stages. A new kind of memory takes break-before-make, as does another size (DDI 0487 D8,
+    /// "Using break-before-make when updating translation table entries").
+    const FIXED: u64 = bits::MEMORY;
     /// The flag is set from the start, and dirty state is not recorded.
     const ACCESSED_DIRTY: u64 = 0;
 
