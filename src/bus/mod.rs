@@ -3,6 +3,16 @@
 //! An IOMMU has one or more *translation regimes*, numbered from zero: its `iommu_idx`. For a given
 //! regime and address the result is always the same, so whoever caches translations keeps them by
 //! regime and needs to know nothing of the attributes behind it.
+//!
+//! Units in software share who decides what a specification leaves open ([`Chooser`]), what they cache
+//! in, and the words for their accesses to memory.
+
+pub(crate) mod cache;
+mod chooser;
+mod memory;
+
+pub use chooser::{Absence, Chooser, Fracture, InOrder, Precision, Retention, Seeded};
+pub use memory::{Snoop, Unreachable};
 
 use crate::addr::{Iova, PhysAddr};
 use crate::fault::{Access, FaultKind};

@@ -1,10 +1,10 @@
 //! How faults are recorded (VT-d 7.2 and 7.3).
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-use super::cache::FrameSlice;
 use super::events::Event;
 use crate::arch::vtd::layout::FaultRecord;
 use crate::arch::vtd::layout::registers::{FAULT_RECORD_BYTES, FaultStatus};
+use crate::bus::cache::FrameSlice;
 use crate::error::Result;
 use crate::platform::Platform;
 

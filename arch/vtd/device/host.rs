@@ -2,20 +2,8 @@
 
 use crate::addr::PhysAddr;
 use crate::arch::vtd::layout::descriptors::{DevicePasids, DeviceRange, Drain, ResponseCode};
+use crate::bus::{Snoop, Unreachable};
 use crate::ops::Msi;
-
-/// Why an access to memory failed: there is nothing at the address.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Unreachable;
-
-/// Whether an access sees what the processor's caches hold.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Snoop {
-    /// It does.
-    Yes,
-    /// It sees memory, which may be older.
-    No,
-}
 
 /// What happens to an invalidation that was sent to a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

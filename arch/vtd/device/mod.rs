@@ -7,7 +7,6 @@
 //! | `unit` | the unit and its registers from outside |
 //! | `registers`, `events`, `faults` | what registers hold, interrupts, fault records |
 //! | `step`, `queue` | what it does, and in which order it may execute the invalidation queue |
-//! | `chooser` | who decides what the specification leaves open |
 //! | `cache` | context cache, PASID cache, IOTLB, paging-structure caches |
 //! | `translate`, `page_requests` | what becomes of what devices ask |
 //! | `request` | what devices ask, and what it answers |
@@ -91,7 +90,6 @@
 //! ```
 
 mod cache;
-mod chooser;
 mod config;
 mod events;
 mod faults;
@@ -107,9 +105,9 @@ mod translate;
 mod unit;
 pub mod walk;
 
-pub use chooser::{Absence, Chooser, Fracture, InOrder, Precision, Retention, Seeded};
+pub use crate::bus::{Absence, Chooser, Fracture, InOrder, Precision, Retention, Seeded, Snoop, Unreachable};
 pub use config::DeviceConfig;
-pub use host::{DeviceAnswer, Host, Snoop, Unreachable};
+pub use host::{DeviceAnswer, Host};
 pub use page_requests::PageRequestOutcome;
 pub use request::{Answer, Blocked, Privilege, Recorded, Request, RequestAccess};
 pub use step::Step;

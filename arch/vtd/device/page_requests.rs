@@ -1,7 +1,6 @@
 //! Page requests of devices (VT-d 7.4 and 7.5).
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-use super::chooser::{Chooser, Precision};
 use super::translate::{UNSUPPORTED, View};
 use super::unit::State;
 use super::walk::{ContextInfo, PasidInfo, Stages};
@@ -14,6 +13,7 @@ use crate::arch::vtd::layout::fault::Access;
 use crate::arch::vtd::layout::registers::{Global, PageRequestStatus, TableMode};
 use crate::arch::vtd::layout::{DomainId, Ecap, FaultReason};
 use crate::bus::AddressType;
+use crate::bus::{Chooser, Precision};
 use crate::platform::Platform;
 
 /// What became of a page request.

@@ -3,7 +3,6 @@
 
 use heapless::Vec;
 
-use super::chooser::{Chooser, Precision};
 use super::queue::{FETCH_FAILED, PENDING, Position, QueueErrorCode, domain_bits};
 use super::unit::State;
 use super::{DeviceAnswer, DeviceConfig, Host, Snoop, VtdDevice};
@@ -13,6 +12,7 @@ use crate::arch::vtd::layout::descriptors::{
 };
 use crate::arch::vtd::layout::registers::{DescriptorWidth, FaultStatus, Global, ICS_IWC, TableMode};
 use crate::arch::vtd::layout::{Cap, DomainId, Ecap};
+use crate::bus::{Chooser, Precision};
 use crate::ops::InterruptKind;
 use crate::platform::Platform;
 use crate::sync::atomic::Ordering;

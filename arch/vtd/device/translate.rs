@@ -2,7 +2,6 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use super::cache::{IotlbKey, IotlbLine, Mapping};
-use super::chooser::{Absence, Chooser, Fracture, Retention};
 use super::registers::PROTECTED_GRANULE;
 use super::walk::{
     self, ContextInfo, Dirty, Goal, Leaf, Lookup, Mode, PasidInfo, Stage, Stages, Structure, StructureCache,
@@ -15,6 +14,7 @@ use crate::arch::vtd::layout::scalable::{PASID_INDEX_BITS, ScalableContextEntry}
 use crate::arch::vtd::layout::tables::TranslationType;
 use crate::arch::vtd::layout::{Cap, DomainId, Ecap, FaultReason, FaultRecord};
 use crate::bus::AddressType;
+use crate::bus::{Absence, Chooser, Fracture, Retention};
 use crate::id::Pasid;
 use crate::platform::Platform;
 use crate::prot::Prot;

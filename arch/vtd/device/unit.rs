@@ -2,11 +2,11 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use super::cache::Caches;
-use super::chooser::{Chooser, InOrder};
 use super::faults::Faults;
 use super::queue::Pending;
 use super::registers::{Places, Registers as RegisterFile};
 use super::{DeviceConfig, Host};
+use crate::bus::{Chooser, InOrder};
 use crate::error::{Error, InvalidReason, Result};
 use crate::platform::{Platform, Registers};
 use crate::sync::Lock;

@@ -1,12 +1,12 @@
 //! The IOTLB (VT-d 6.2.4).
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-use super::lines::Lines;
 use super::overlap;
-use crate::arch::vtd::device::chooser::Retention;
 use crate::arch::vtd::device::walk::Leaf;
 use crate::arch::vtd::device::{Blocked, Privilege, Recorded};
 use crate::arch::vtd::layout::DomainId;
+use crate::bus::Retention;
+use crate::bus::cache::Lines;
 use crate::error::Result;
 use crate::platform::Platform;
 

@@ -11,23 +11,20 @@
 //! That is Table 17. Lines stay until something below removes them, or until there is no room.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-mod frames;
 mod iotlb;
-mod lines;
 mod structures;
 
-pub(super) use frames::FrameSlice;
 pub(super) use iotlb::{IotlbKey, IotlbLine, Mapping};
 
 use iotlb::Iotlb;
-use lines::Lines;
 use structures::Structures;
 
 use super::Blocked;
-use super::chooser::Retention;
 use super::walk::{ContextInfo, Mode, PasidInfo, Stage, Structure};
 use crate::arch::vtd::layout::DomainId;
 use crate::arch::vtd::layout::descriptors::{Changed, ContextScope, IotlbScope, PasidIotlbScope, PasidScope};
+use crate::bus::Retention;
+use crate::bus::cache::Lines;
 use crate::error::Result;
 use crate::platform::Platform;
 

@@ -1,12 +1,12 @@
 //! The paging-structure caches (VT-d 6.2.5).
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-use super::lines::Lines;
 use super::overlap;
 use crate::PhysAddr;
-use crate::arch::vtd::device::chooser::Retention;
 use crate::arch::vtd::device::walk::{Rights, Stage, Structure};
 use crate::arch::vtd::layout::DomainId;
+use crate::bus::Retention;
+use crate::bus::cache::Lines;
 use crate::error::Result;
 use crate::platform::Platform;
 

@@ -6,7 +6,6 @@ use std::vec::Vec;
 use super::arena;
 use crate::addr::{Iova, PhysAddr};
 use crate::arch::vtd::device::cache::{Caches, IotlbKey, IotlbLine, Mapping};
-use crate::arch::vtd::device::chooser::Retention::{Evict, Keep};
 use crate::arch::vtd::device::walk::{
     ContextInfo, Dirty, Leaf, Mode, PasidInfo, PermissionBits, Rights, SecondStageRoot, Stage, Stages, Structure,
 };
@@ -15,6 +14,7 @@ use crate::arch::vtd::layout::descriptors::{Changed, ContextScope, IotlbScope, P
 use crate::arch::vtd::layout::scalable::{PasidEntry, ScalableContextEntry};
 use crate::arch::vtd::layout::tables::TranslationType;
 use crate::arch::vtd::layout::{AddressWidth, DomainId, FaultReason};
+use crate::bus::Retention::{Evict, Keep};
 use crate::platform::Arena;
 use crate::prot::Prot;
 

@@ -6,35 +6,35 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 /// Whether a cache line that is found is used.
 ///
 /// ```
-/// use iommu::arch::vtd::device::{Chooser, InOrder, Retention};
+/// use iommu::bus::{Chooser, InOrder, Retention};
 /// assert_eq!(InOrder.retention(), Retention::Keep);
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Retention {
     /// It is: lines leave when they are invalidated, or when there is no room.
     Keep,
-    /// It is dropped first, as hardware may at any time (VT-d 6.2.4, 6.2.5).
+    /// It is dropped first, as hardware may at any time.
     Evict,
 }
 
 /// How much an invalidation drops.
 ///
 /// ```
-/// use iommu::arch::vtd::device::{Chooser, InOrder, Precision};
+/// use iommu::bus::{Chooser, InOrder, Precision};
 /// assert_eq!(InOrder.precision(), Precision::Exact);
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Precision {
     /// What it must.
     Exact,
-    /// Everything in the caches that it is for, as hardware may (VT-d 6.5.2: "coarser").
+    /// Everything in the caches that it is for, as hardware may.
     Coarse,
 }
 
-/// How a translation by a large page is cached (VT-d 6.5.3.2).
+/// How a translation by a large page is cached.
 ///
 /// ```
-/// use iommu::arch::vtd::device::{Chooser, Fracture, InOrder};
+/// use iommu::bus::{Chooser, Fracture, InOrder};
 /// assert_eq!(InOrder.fracture(), Fracture::Whole);
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,18 +45,18 @@ pub enum Fracture {
     Pieces,
 }
 
-/// Whether a unit in caching mode (CAP.CM) caches that something is absent (VT-d 6.1).
+/// Whether a unit that may cache that something is absent does so.
 ///
 /// ```
-/// use iommu::arch::vtd::device::{Absence, Chooser, InOrder};
+/// use iommu::bus::{Absence, Chooser, InOrder};
 /// assert_eq!(InOrder.absence(), Absence::Cached);
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Absence {
-    /// As the mode permits.
+    /// As far as its mode permits.
     Cached,
-    /// Tables are asked each time. A hypervisor that shows caching mode to be told of new mappings needs no
-    /// more, and gets along with guests that invalidate absent entries under another domain id than 0.
+    /// Tables are asked each time. A hypervisor whose unit may cache absence only to be told of new mappings
+    /// needs no more, and gets along with guests that invalidate absent entries under wrong tags.
     Walked,
 }
 
@@ -66,15 +66,15 @@ pub enum Absence {
 /// may be, and nothing is invalidated but what must be.
 ///
 /// ```
-/// use iommu::arch::vtd::device::{Chooser, InOrder, Seeded};
+/// use iommu::bus::{Chooser, InOrder, Seeded};
 /// assert_eq!(InOrder.choose(5), 0);
 /// let seeded = Seeded::new(1);
 /// assert!((0..100).map(|_| seeded.choose(4)).any(|choice| choice != 0));
 /// ```
 pub trait Chooser: Send + Sync {
     /// One of `choices` things that may be done next, at least one; what it gives is taken modulo that.
-    /// They are sorted: first commands, then requests of the queue, oldest first, then the next
-    /// descriptor, then interrupts.
+    /// They are sorted: first what registers ask for, then entries of the queue that were fetched, oldest
+    /// first, then the next entry, then interrupts.
     fn choose(&self, choices: usize) -> usize;
 
     /// Asked once for each request of a device.
@@ -92,7 +92,7 @@ pub trait Chooser: Send + Sync {
         Fracture::Whole
     }
 
-    /// Asked for each fault of a unit in caching mode.
+    /// Asked for each fault of a unit that may cache it.
     fn absence(&self) -> Absence {
         Absence::Cached
     }
@@ -112,7 +112,7 @@ impl Chooser for InOrder {
 /// fractures half of the large pages; invalidations stay exact.
 ///
 /// ```
-/// use iommu::arch::vtd::device::{Chooser, Seeded};
+/// use iommu::bus::{Chooser, Seeded};
 /// assert_eq!(Seeded::new(7).choose(100), Seeded::new(7).choose(100));
 /// ```
 #[derive(Debug)]

@@ -10,7 +10,7 @@ const WAYS: usize = 4;
 
 /// Lines that are found by a hash of their tag. A line stays until it is removed, or until its set is
 /// full of younger ones.
-pub(super) struct Lines<T: Copy, P: Platform> {
+pub(crate) struct Lines<T: Copy, P: Platform> {
     slots: FrameSlice<Option<T>, P>,
     /// Sets minus one; their number is a power of two.
     mask: u64,
@@ -21,7 +21,7 @@ pub(super) struct Lines<T: Copy, P: Platform> {
 }
 
 impl<T: Copy, P: Platform> Lines<T, P> {
-    pub(super) fn new(platform: P, order: u8) -> Result<Self> {
+    pub(crate) fn new(platform: P, order: u8) -> Result<Self> {
         let slots = FrameSlice::new(platform, order, None)?;
         let sets = slots.values().len() / WAYS;
         // The largest power of two that there is room for.
@@ -44,12 +44,12 @@ impl<T: Copy, P: Platform> Lines<T, P> {
     }
 
     /// The line with this hash for which `is` holds.
-    pub(super) fn find(&self, hash: u64, is: impl Fn(&T) -> bool) -> Option<T> {
+    pub(crate) fn find(&self, hash: u64, is: impl Fn(&T) -> bool) -> Option<T> {
         self.set(hash).iter().flatten().find(|line| is(line)).copied()
     }
 
     /// Drops the lines with this hash for which `is` holds.
-    pub(super) fn evict(&mut self, hash: u64, is: impl Fn(&T) -> bool) {
+    pub(crate) fn evict(&mut self, hash: u64, is: impl Fn(&T) -> bool) {
         let mut gone = 0_usize;
         for slot in self.set_mut(hash) {
             if slot.as_ref().is_some_and(&is) {
@@ -61,7 +61,7 @@ impl<T: Copy, P: Platform> Lines<T, P> {
     }
 
     /// Puts a line in, in the place of one for which `is` holds if there is one.
-    pub(super) fn insert(&mut self, hash: u64, line: T, is: impl Fn(&T) -> bool) {
+    pub(crate) fn insert(&mut self, hash: u64, line: T, is: impl Fn(&T) -> bool) {
         let victim = self.victim;
         let set = self.set_mut(hash);
         let place = set.iter().position(|slot| slot.as_ref().is_some_and(&is));
@@ -77,7 +77,7 @@ impl<T: Copy, P: Platform> Lines<T, P> {
     }
 
     /// Drops every line for which `goes` holds.
-    pub(super) fn remove(&mut self, goes: impl Fn(&T) -> bool) {
+    pub(crate) fn remove(&mut self, goes: impl Fn(&T) -> bool) {
         let mut left = self.used;
         for slot in self.slots.values_mut() {
             if left == 0 {
@@ -95,7 +95,7 @@ impl<T: Copy, P: Platform> Lines<T, P> {
 
     /// Lines that hold something.
     #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.used
     }
 }

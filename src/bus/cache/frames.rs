@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::platform::{FRAME_BYTES, Platform};
 
 /// As many values as fit in a block of frames, all initialised. No hardware sees them.
-pub(in crate::arch::vtd::device) struct FrameSlice<T: Copy, P: Platform> {
+pub(crate) struct FrameSlice<T: Copy, P: Platform> {
     platform: P,
     phys: PhysAddr,
     order: u8,
@@ -22,7 +22,7 @@ impl<T: Copy, P: Platform> FrameSlice<T, P> {
     ///
     /// # Errors
     /// [`Error::NoMemory`].
-    pub(in crate::arch::vtd::device) fn new(platform: P, order: u8, value: T) -> Result<Self> {
+    pub(crate) fn new(platform: P, order: u8, value: T) -> Result<Self> {
         const { assert!(align_of::<T>() <= FRAME_BYTES as usize && size_of::<T>() != 0) };
         let phys = platform.alloc_frames(order, PhysAddr::new(u64::MAX)).ok_or(Error::NoMemory)?;
         let slice = Self { platform, phys, order, values: PhantomData };
@@ -43,13 +43,13 @@ impl<T: Copy, P: Platform> FrameSlice<T, P> {
     }
 
     /// The values.
-    pub(in crate::arch::vtd::device) fn values(&self) -> &[T] {
+    pub(crate) fn values(&self) -> &[T] {
         // SAFETY: `new` initialised `len()` values in a block that is freed by `drop` only.
         unsafe { slice::from_raw_parts(self.first().as_ptr(), self.len()) }
     }
 
     /// The values, to be changed.
-    pub(in crate::arch::vtd::device) fn values_mut(&mut self) -> &mut [T] {
+    pub(crate) fn values_mut(&mut self) -> &mut [T] {
         // SAFETY: as above; the exclusive borrow makes it the only reference.
         unsafe { slice::from_raw_parts_mut(self.first().as_ptr(), self.len()) }
     }
