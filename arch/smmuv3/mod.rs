@@ -4,3 +4,5 @@
 //! Section numbers in this folder are those of that document, issue G.b.
 
 pub mod layout;
+#[cfg(feature = "device")]
+pub mod device;
