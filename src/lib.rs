@@ -84,6 +84,8 @@
 #[cfg(loom)]
 extern crate std;
 
+#[cfg(feature = "vtd")]
+mod acpi;
 mod addr;
 #[path = "../arch/mod.rs"]
 pub mod arch;

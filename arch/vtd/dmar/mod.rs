@@ -21,8 +21,9 @@ use core::fmt;
 
 use bitflags::bitflags;
 
+use crate::acpi::{self, Part};
 use crate::error::{ParseError, ParseErrorKind};
-use raw::{Part, TableHeader};
+use raw::TableHeader;
 
 pub use scope::{DeviceScope, ScopeFlags, ScopeKind, Scopes, covers, resolve};
 pub use structure::{Andd, Atsr, Drhd, Rhsa, Rmrr, Satc, Sidp, Structure};
@@ -89,27 +90,14 @@ impl<'a> Dmar<'a> {
     /// begins, a path entry that is no device and function. A reserved region that does not begin
     /// or end at a page is accepted, for firmware has such.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
-        let table = Part::new(bytes);
-        if !bytes.starts_with(b"DMAR") {
-            let whole = bytes.len() >= TableHeader::SIGNATURE_BYTES;
-            return Err(table.error(if whole { ParseErrorKind::Signature } else { ParseErrorKind::Truncated }));
-        }
-        let (header, _) = table.take::<TableHeader>(ParseErrorKind::Truncated)?;
-        let length = usize::try_from(header.length.get()).unwrap_or(usize::MAX);
-        if length < size_of::<TableHeader>() {
-            return Err(ParseError { offset: TableHeader::LENGTH, kind: ParseErrorKind::Length });
-        }
-        let (table, _) = table.split(length, ParseErrorKind::Truncated)?;
-        if table.bytes().iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)) != 0 {
-            return Err(ParseError { offset: TableHeader::CHECKSUM, kind: ParseErrorKind::Checksum });
-        }
+        let table = acpi::table(bytes, b"DMAR", size_of::<TableHeader>())?;
+        let (header, structures) = table.take::<TableHeader>(ParseErrorKind::Truncated)?;
         if header.revision == 0 {
             return Err(ParseError { offset: TableHeader::REVISION, kind: ParseErrorKind::Revision });
         }
         if header.width > 63 {
             return Err(ParseError { offset: TableHeader::WIDTH, kind: ParseErrorKind::Value });
         }
-        let (_, structures) = table.take::<TableHeader>(ParseErrorKind::Truncated)?;
         let mut rest = structures;
         while !rest.is_empty() {
             (_, rest) = Structure::read(rest)?;

@@ -5,7 +5,8 @@ use core::fmt;
 use bitflags::bitflags;
 use zerocopy::FromBytes;
 
-use super::raw::{Part, PathEntry, ScopeHeader};
+use super::raw::{PathEntry, ScopeHeader};
+use crate::acpi::Part;
 use crate::error::{ParseError, ParseErrorKind};
 use crate::id::PciAddress;
 

@@ -2,8 +2,9 @@
 
 use core::fmt;
 
-use super::raw::{AnddBody, DrhdBody, FlagsBody, Part, RhsaBody, RmrrBody, StructureHeader};
+use super::raw::{AnddBody, DrhdBody, FlagsBody, RhsaBody, RmrrBody, StructureHeader};
 use super::scope::Scopes;
+use crate::acpi::Part;
 use crate::addr::{PhysAddr, PhysRange};
 use crate::error::{ParseError, ParseErrorKind};
 
