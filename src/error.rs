@@ -269,6 +269,12 @@ reasons! {
         Length => "wrong length",
         /// A field has a value that the specification does not allow.
         Value => "illegal value",
+        /// It refers to nothing, or to what it must not refer to.
+        Reference => "refers to nothing that fits",
+        /// It says something else of what was said before.
+        Overlap => "overlaps another",
+        /// There are more than this crate takes.
+        Capacity => "too many",
     }
 }
 

@@ -84,7 +84,7 @@
 #[cfg(loom)]
 extern crate std;
 
-#[cfg(feature = "vtd")]
+#[cfg(any(feature = "smmuv3", feature = "vtd"))]
 mod acpi;
 mod addr;
 #[path = "../arch/mod.rs"]
