@@ -77,10 +77,6 @@ impl<'a> Part<'a> {
         self.bytes
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
     /// An error about the beginning of this part.
     pub(crate) fn error(&self, kind: ParseErrorKind) -> ParseError {
         self.error_at(0, kind)

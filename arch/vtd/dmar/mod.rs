@@ -99,7 +99,7 @@ impl<'a> Dmar<'a> {
             return Err(ParseError { offset: TableHeader::WIDTH, kind: ParseErrorKind::Value });
         }
         let mut rest = structures;
-        while !rest.is_empty() {
+        while !rest.bytes().is_empty() {
             (_, rest) = Structure::read(rest)?;
         }
         Ok(Self { header, structures })

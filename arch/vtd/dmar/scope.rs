@@ -203,7 +203,7 @@ impl<'a> Scopes<'a> {
     #[inline(never)]
     pub(super) fn read(part: Part<'a>) -> Result<Self, ParseError> {
         let mut rest = part;
-        while !rest.is_empty() {
+        while !rest.bytes().is_empty() {
             (_, rest) = DeviceScope::read(rest)?;
         }
         Ok(Self { rest: part })

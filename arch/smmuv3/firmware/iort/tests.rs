@@ -244,7 +244,8 @@ fn nodes_too_short_for_what_they_hold_are_named_by_their_place() {
 #[test]
 fn illegal_values_are_named_by_their_place() {
     use ParseErrorKind::{Length, Value};
-    let cases: &[(&[(u32, u8)], u32, ParseErrorKind)] = &[
+    type Case<'a> = (&'a [(u32, u8)], u32, ParseErrorKind);
+    let cases: &[Case<'_>] = &[
         // ITS group: too many services, and mappings.
         (&[(ITS_AT + 16, 4)], ITS_AT + 16, Length),
         (&[(ITS_AT + 8, 1)], ITS_AT + 8, Value),
