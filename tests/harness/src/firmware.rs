@@ -39,12 +39,12 @@ const NAME_BYTES: usize = 56;
 const TRUNCATED: Error = Error::Firmware("a file is too short");
 
 impl AcpiTables {
-    /// Loads the tables of the QEMU behind `qtest`. Uses the guest RAM from 0x1000 to 0x8ffff.
+    /// Loads the tables of the QEMU behind `qtest`, whose configuration device is as told.
     ///
     /// # Errors
     /// [`Error::Firmware`] for tables that do not hold together, and those of the connection.
-    pub fn load(qtest: &Qtest, ram: &GuestRam) -> Result<Self> {
-        let device = ConfigDevice::new(qtest, ram)?;
+    pub fn load(qtest: &Qtest, ram: &GuestRam, device: &ConfigDevice) -> Result<Self> {
+        let device = ConfigFiles::new(qtest, ram, device)?;
         Self::link(&device.read("etc/table-loader")?, |name| device.read(name))
     }
 
@@ -133,33 +133,50 @@ fn text(bytes: &[u8], offset: usize) -> Result<String> {
     Ok(String::from_utf8_lossy(name).into_owned())
 }
 
-/// QEMU's configuration device, through its DMA interface. (The data port would take one command for
-/// each of some 130 000 bytes.)
-struct ConfigDevice<'a> {
+/// QEMU's configuration device.
+#[derive(Clone, Copy, Debug)]
+pub struct ConfigDevice {
+    /// Its DMA register: two big-endian halves; writing the second starts a transfer.
+    pub register: ConfigRegister,
+    /// Guest RAM that nobody else uses: what is from 0x1000 to 0x8ffff behind this address.
+    pub scratch: PhysAddr,
+}
+
+/// Where the register of DMA is.
+#[derive(Clone, Copy, Debug)]
+pub enum ConfigRegister {
+    /// At this I/O port.
+    Ports(u16),
+    /// In memory.
+    Memory(PhysAddr),
+}
+
+/// Where the request is put, from the start of the scratch memory.
+const REQUEST: u64 = 0x1000;
+/// Where data is put.
+const DATA: u64 = 0x1_0000;
+/// How much fits there.
+const DATA_BYTES: usize = 0x8_0000;
+
+/// The files of a configuration device, read through its DMA interface. (The data register would take
+/// one command for each of some 130 000 bytes.)
+struct ConfigFiles<'a> {
     qtest: &'a Qtest,
     ram: &'a GuestRam,
+    device: &'a ConfigDevice,
     /// Selector and length of each file.
     directory: HashMap<String, (u16, usize)>,
 }
 
-/// Where the request is put.
-const REQUEST: PhysAddr = PhysAddr::new(0x1000);
-/// Where data is put.
-const DATA: PhysAddr = PhysAddr::new(0x1_0000);
-/// How much fits there.
-const DATA_BYTES: usize = 0x8_0000;
-
-impl<'a> ConfigDevice<'a> {
+impl<'a> ConfigFiles<'a> {
     const DIRECTORY: u16 = 0x19;
-    /// The DMA register, two big-endian halves; writing the second starts the transfer.
-    const PORTS: [u16; 2] = [0x514, 0x518];
     /// Request: failed, read, select.
     const FAILED: u32 = 1 << 0;
     const READ: u32 = 1 << 1;
     const SELECT: u32 = 1 << 3;
 
-    fn new(qtest: &'a Qtest, ram: &'a GuestRam) -> Result<Self> {
-        let mut device = Self { qtest, ram, directory: HashMap::new() };
+    fn new(qtest: &'a Qtest, ram: &'a GuestRam, device: &'a ConfigDevice) -> Result<Self> {
+        let mut device = Self { qtest, ram, device, directory: HashMap::new() };
         let big_endian = |bytes: &[u8]| bytes.iter().fold(0usize, |number, byte| number << 8 | usize::from(*byte));
         let count = big_endian(&device.transfer(Self::DIRECTORY, 4)?);
         let list = device.transfer(Self::DIRECTORY, 4 + 64 * count)?;
@@ -179,17 +196,24 @@ impl<'a> ConfigDevice<'a> {
         if bytes > DATA_BYTES {
             return Err(Error::Firmware("a file is longer than expected"));
         }
+        let [request_at, data_at] = [REQUEST, DATA].map(|offset| PhysAddr::new(self.device.scratch.as_u64() + offset));
         let control = u32::from(selector) << 16 | Self::SELECT | Self::READ;
         let mut request = [0; 16];
         request[..4].copy_from_slice(&control.to_be_bytes());
         request[4..8].copy_from_slice(&(bytes as u32).to_be_bytes());
-        request[8..].copy_from_slice(&DATA.as_u64().to_be_bytes());
-        self.ram.write(REQUEST, &request);
-        for (port, half) in Self::PORTS.into_iter().zip([REQUEST.as_u64() >> 32, REQUEST.as_u64()]) {
-            self.qtest.port_out(port, Width::Long, (half as u32).swap_bytes())?;
+        request[8..].copy_from_slice(&data_at.as_u64().to_be_bytes());
+        self.ram.write(request_at, &request);
+        for (offset, half) in [(0, request_at.as_u64() >> 32), (4, request_at.as_u64())] {
+            let value = (half as u32).swap_bytes();
+            match self.device.register {
+                ConfigRegister::Ports(port) => self.qtest.port_out(port + offset, Width::Long, value)?,
+                ConfigRegister::Memory(base) => {
+                    self.qtest.write(base.as_u64() + u64::from(offset), Width::Long, u64::from(value))?;
+                }
+            }
         }
         let mut control = [0; 4];
-        self.ram.read(REQUEST, &mut control);
+        self.ram.read(request_at, &mut control);
         // The device writes zero when it is done, which it is before the port write returns.
         match u32::from_be_bytes(control) {
             0 => {}
@@ -197,7 +221,7 @@ impl<'a> ConfigDevice<'a> {
             _ => return Err(Error::TimedOut { doing: "the configuration device" }),
         }
         let mut data = vec![0; bytes];
-        self.ram.read(DATA, &mut data);
+        self.ram.read(data_at, &mut data);
         Ok(data)
     }
 }

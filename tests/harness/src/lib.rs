@@ -6,7 +6,7 @@
 //!
 //! There are two kinds: [`ModelX86`], the device half of the crate in this process, as strict as hardware
 //! may be; and [`QemuX86`], hardware that nobody here wrote. Both are made from the same [`X86Options`],
-//! so that a test written for [`Machine`] runs on either.
+//! so that a test written for [`Machine`] runs on either. [`QemuArm`] is a machine of the other architecture.
 //!
 //! ```
 //! use iommu_harness::{Machine, ModelX86, VtdOptions, X86Options};
@@ -26,6 +26,7 @@
 //! | [`model`] | the machine in this process, and what its unit is able to do |
 //! | [`qemu`] | starts QEMU and speaks its qtest protocol |
 //! | [`machine`] | the trait, and buffers in guest RAM |
+//! | [`guest`] | the parts that every machine has |
 //! | [`platform`] | `iommu::platform::Platform` over a machine |
 //! | [`devices`] | PCI functions as DMA engines |
 //! | [`pci`] | configuration space, bus numbers and BARs |
@@ -36,11 +37,13 @@
 //! | [`runner`] | tests that can say *ignored, and why* |
 #![deny(missing_docs)]
 
+mod arm;
 pub mod bus;
 pub mod devices;
 mod error;
 pub mod firmware;
 mod frames;
+pub mod guest;
 pub mod machine;
 pub mod model;
 pub mod observed;
@@ -51,6 +54,7 @@ pub mod qemu;
 pub mod quirks;
 mod ram;
 pub mod runner;
+mod topology;
 mod x86;
 
 pub use devices::{Access, DmaDevice, DmaOutcome, Workspace};
@@ -59,9 +63,9 @@ pub use frames::{FramePool, POISON};
 pub use machine::{Buffer, Machine};
 pub use model::{DeviceTlb, ModelOptions, ModelX86};
 pub use observed::{Adversary, ObservedMemory};
-pub use options::{Node, Topology, VtdOptions, X86Options};
+pub use options::{ArmOptions, Node, SmmuOptions, SmmuStages, Topology, VtdOptions, X86Options};
 pub use platform::MachinePlatform;
-pub use qemu::QemuX86;
+pub use qemu::{QemuArm, QemuX86};
 pub use quirks::{QemuQuirks, QemuVersion};
 pub use ram::GuestRam;
 pub use runner::{Suite, TestResult};

@@ -9,6 +9,7 @@ use iommu::{Iova, PciAddress, PhysAddr, PhysRange};
 use crate::devices::DmaDevice;
 use crate::error::{Error, Result};
 use crate::frames::FramePool;
+use crate::guest::Guest;
 use crate::pci::{PciConfigSpace, PciFunction};
 use crate::platform::MachinePlatform;
 use crate::quirks::QemuQuirks;
@@ -20,21 +21,8 @@ pub trait Machine: Send + Sync {
     /// What it is, for messages.
     fn description(&self) -> String;
 
-    /// What the driver under test runs on. Its frames come from a part of guest RAM that the harness
-    /// leaves alone.
-    fn platform(&self) -> &MachinePlatform;
-
-    /// Configuration space.
-    fn config(&self) -> &PciConfigSpace;
-
-    /// All PCI functions, each bridge before what is behind it.
-    fn functions(&self) -> &[PciFunction];
-
-    /// The functions that do DMA when a test says so, in the order of the options.
-    fn devices(&self) -> &[Arc<dyn DmaDevice>];
-
-    /// Where buffers of tests and the devices' workspaces come from.
-    fn buffers(&self) -> &Arc<FramePool>;
+    /// Its parts.
+    fn guest(&self) -> &Guest;
 
     /// Base of the IOMMU's registers, when there is one at an address that is known without firmware
     /// tables.
@@ -46,8 +34,42 @@ pub trait Machine: Send + Sync {
     /// [`Error::Firmware`] when there is none.
     fn acpi_table(&self, signature: &[u8; 4]) -> Result<Vec<u8>>;
 
+    /// The flattened device tree that the firmware leaves in memory, its free space included.
+    ///
+    /// # Errors
+    /// [`Error::Firmware`] when there is none.
+    fn device_tree(&self) -> Result<Vec<u8>> {
+        Err(Error::Firmware("there is no device tree"))
+    }
+
     /// What this machine is known to do otherwise than the specification; `None` for nothing.
     fn quirks(&self) -> Option<&QemuQuirks>;
+
+    /// What the driver under test runs on. Its frames come from a part of guest RAM that the harness
+    /// leaves alone.
+    fn platform(&self) -> &MachinePlatform {
+        self.guest().platform()
+    }
+
+    /// Configuration space.
+    fn config(&self) -> &PciConfigSpace {
+        self.guest().config()
+    }
+
+    /// All PCI functions, each bridge before what is behind it.
+    fn functions(&self) -> &[PciFunction] {
+        self.guest().functions()
+    }
+
+    /// The functions that do DMA when a test says so, in the order of the options.
+    fn devices(&self) -> &[Arc<dyn DmaDevice>] {
+        self.guest().devices()
+    }
+
+    /// Where buffers of tests and the devices' workspaces come from.
+    fn buffers(&self) -> &Arc<FramePool> {
+        self.guest().buffers()
+    }
 
     /// The guest's RAM.
     fn ram(&self) -> &GuestRam {
@@ -70,7 +92,10 @@ pub trait Machine: Send + Sync {
     /// # Panics
     /// When the options had none of this name.
     fn address_of(&self, name: &str) -> PciAddress {
-        self.device(name).address()
+        match self.guest().address_of(name) {
+            Some(address) => address,
+            None => panic!("no function is called {name}"),
+        }
     }
 
     /// A zeroed buffer of at least `bytes` bytes in guest RAM, rounded up to a power of two of frames

@@ -81,6 +81,25 @@ impl std::fmt::Display for VtdOptions {
     }
 }
 
+/// What QEMU's SMMUv3 can be told. The default is QEMU's own.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct SmmuOptions {
+    /// What it translates (IDR0.S1P, S2P). `None` is all that this QEMU has; anything but
+    /// [`SmmuStages::First`] needs version 10.
+    pub stages: Option<SmmuStages>,
+}
+
+/// The stages of translation that an SMMUv3 has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SmmuStages {
+    /// Stage 1 only.
+    First,
+    /// Stage 2 only.
+    Second,
+    /// Both, also one behind the other.
+    Nested,
+}
+
 /// A kind of DMA engine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Engine {
@@ -165,6 +184,15 @@ impl Node {
 /// Devices on the root bus.
 pub type Topology = Vec<Node>;
 
+/// A machine on the board `B`: [`X86Options`] or [`ArmOptions`].
+#[derive(Clone, Debug)]
+pub struct MachineOptions<B> {
+    pub(crate) board: B,
+    pub(crate) ram_bytes: u64,
+    pub(crate) topology: Topology,
+    pub(crate) extra: Vec<String>,
+}
+
 /// A q35 machine.
 ///
 /// ```
@@ -175,30 +203,75 @@ pub type Topology = Vec<Node>;
 ///     .edu("alone")
 ///     .node(Node::bridge(Bridge::PcieToPci, "bridge", [Node::edu("first"), Node::edu("second")]));
 /// ```
-#[derive(Clone, Debug)]
-pub struct X86Options {
+pub type X86Options = MachineOptions<X86>;
+
+/// The board of a q35 machine.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct X86 {
     pub(crate) vtd: Option<VtdOptions>,
-    pub(crate) ram_bytes: u64,
-    pub(crate) topology: Topology,
-    pub(crate) extra: Vec<String>,
 }
 
-impl Default for X86Options {
+/// An Arm machine, QEMU's `virt`.
+///
+/// ```
+/// use iommu_harness::{ArmOptions, SmmuOptions, SmmuStages};
+/// let stages = Some(SmmuStages::Nested);
+/// let options = ArmOptions::new().smmu(SmmuOptions { stages }).edu("edu");
+/// ```
+pub type ArmOptions = MachineOptions<Arm>;
+
+/// The board of an Arm machine.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Arm {
+    pub(crate) smmu: Option<SmmuOptions>,
+    pub(crate) pci: PciPlace,
+}
+
+/// Where configuration space lies on an Arm machine.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum PciPlace {
+    /// Above 4 GiB, for 256 buses.
+    #[default]
+    High,
+    /// Below RAM, for 16 buses; then all of RAM must be below 4 GiB.
+    Low,
+}
+
+impl<B: Default> Default for MachineOptions<B> {
     fn default() -> Self {
         Self::new()
     }
 }
 
 impl X86Options {
-    /// 256 MiB of RAM, no IOMMU, no devices of our own.
-    pub fn new() -> Self {
-        Self { vtd: None, ram_bytes: 256 << 20, topology: Topology::new(), extra: Vec::new() }
-    }
-
     /// With a VT-d unit.
     pub fn vtd(mut self, options: VtdOptions) -> Self {
-        self.vtd = Some(options);
+        self.board.vtd = Some(options);
         self
+    }
+}
+
+impl ArmOptions {
+    /// With an SMMUv3.
+    pub fn smmu(mut self, options: SmmuOptions) -> Self {
+        self.board.smmu = Some(options);
+        self
+    }
+
+    /// With configuration space there.
+    pub fn pci(mut self, place: PciPlace) -> Self {
+        self.board.pci = place;
+        self
+    }
+}
+
+impl<B> MachineOptions<B> {
+    /// 256 MiB of RAM, no IOMMU, no devices of our own.
+    pub fn new() -> Self
+    where
+        B: Default,
+    {
+        Self { board: B::default(), ram_bytes: 256 << 20, topology: Topology::new(), extra: Vec::new() }
     }
 
     /// With this much RAM, a multiple of 2 MiB and at least 64 MiB. Only what is touched costs memory.

@@ -84,6 +84,17 @@ pub struct QemuQuirks {
     /// Whether a request is dropped without a record when the IOTLB has a translation that does not
     /// permit it: a write where a read-only page is cached, a read where a write-only one is.
     pub vtd_drops_what_a_cached_entry_forbids: bool,
+    /// Whether accesses of 64 bits to registers of 32 read zeros: the bus makes two of each access.
+    pub smmu_registers_are_narrow: bool,
+    /// Whether there are stage 2 and nesting ([`SmmuOptions::stages`](crate::SmmuOptions::stages)).
+    pub smmu_has_second_stage: bool,
+    /// The machine on which the stages can be chosen; the newest has all of them, whatever is asked for.
+    pub smmu_machine_of_chosen_stages: &'static str,
+    /// Whether an event that finds the queue full is an error of the queue (GERROR.EVENTQ_ABT_ERR) instead of an
+    /// overflow (EVENTQ_PROD.OVFLG).
+    pub smmu_full_event_queue_is_an_abort: bool,
+    /// Whether GBPA can make a unit that is off abort what passes it; elsewhere it reads as zero.
+    pub smmu_has_global_abort: bool,
 }
 
 impl QemuQuirks {
@@ -107,6 +118,11 @@ impl QemuQuirks {
             vtd_has_first_stage: !before_10,
             vtd_records_bits_beyond_the_width: true,
             vtd_drops_what_a_cached_entry_forbids: true,
+            smmu_registers_are_narrow: true,
+            smmu_has_second_stage: !before_10,
+            smmu_machine_of_chosen_stages: "virt-9.1",
+            smmu_full_event_queue_is_an_abort: true,
+            smmu_has_global_abort: !before_10,
         }
     }
 

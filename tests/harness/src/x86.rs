@@ -1,117 +1,23 @@
-//! What every x86 machine of the harness shares: its memory map, and where the devices of the options are.
+//! What every x86 machine of the harness shares: its memory map.
 
-use iommu::platform::FRAME_BYTES;
-use iommu::{PciAddress, PhysAddr, PhysRange, SourceId};
+use std::ops::Range;
 
-use crate::error::{Error, Result};
-use crate::options::{Bridge, Node, NodeKind};
-use crate::pci::PciFunction;
+use iommu::PhysAddr;
+
+use crate::error::Result;
+use crate::guest::{Layout, ram};
 
 /// Where the VT-d unit of this machine always is.
 pub(crate) const VTD_BASE: PhysAddr = PhysAddr::new(0xfed9_0000);
 /// Addresses for BARs: from above ECAM to below the IOAPIC.
-pub(crate) const BAR_ADDRESSES: std::ops::Range<u64> = 0xc000_0000..0xfe80_0000;
+const BAR_ADDRESSES: Range<u64> = 0xc000_0000..0xfe80_0000;
 /// Memory below is left alone: firmware's, and at 0xa0000 the VGA hole.
 const RAM_START: u64 = 1 << 20;
 /// With this much RAM or more, what is above 2 GiB is moved to 4 GiB.
 const RAM_SPLIT: u64 = 0xb000_0000;
 
-/// A device of the options and the function that it is.
-pub(crate) struct Located<'a> {
-    pub(crate) node: &'a Node,
-    pub(crate) function: &'a PciFunction,
-    /// Who the IOMMU takes its requests to come from.
-    pub(crate) requester: SourceId,
-}
-
-/// Finds the devices of `topology` among the functions of a machine, each bridge before what is behind it.
-pub(crate) fn locate<'a>(topology: &'a [Node], functions: &'a [PciFunction]) -> Result<Vec<Located<'a>>> {
-    let mut found = Vec::new();
-    below(topology, functions, None, None, &mut found)?;
-    Ok(found)
-}
-
-/// `parent` is the bridge that the nodes are behind, with its kind; `alias` who their requests seem to come from, when
-/// not from themselves.
-fn below<'a>(
-    nodes: &'a [Node],
-    functions: &'a [PciFunction],
-    parent: Option<(&PciFunction, Bridge)>,
-    alias: Option<u16>,
-    into: &mut Vec<Located<'a>>,
-) -> Result<()> {
-    let bus = parent.and_then(|(function, _)| function.secondary).unwrap_or(0);
-    for (node, (device, number)) in nodes.iter().zip(place(nodes, parent.map(|(_, bridge)| bridge))) {
-        let address = PciAddress::new(0, bus, device, number);
-        let function = functions.iter().find(|function| Some(function.address) == address);
-        let function = function.ok_or_else(|| Error::Pci(format!("{} is not at {address:?}", node.name)))?;
-        let requester = SourceId::pci(0, alias.unwrap_or(function.address.requester_id()));
-        into.push(Located { node, function, requester });
-        if let NodeKind::Bridge(bridge, children) = &node.kind {
-            // The bridge nearest to the root that aliases at all decides.
-            let own = match bridge {
-                Bridge::RootPort => None,
-                Bridge::PcieToPci => function.secondary.map(|bus| u16::from(bus) << 8),
-                Bridge::Conventional => Some(function.address.requester_id()),
-            };
-            below(children, functions, Some((function, *bridge)), alias.or(own), into)?;
-        }
-    }
-    Ok(())
-}
-
-/// Device and function number of each node on a bus: what it asked for, or the next device that is
-/// free.
-pub(crate) fn place(nodes: &[Node], parent: Option<Bridge>) -> Vec<(u8, u8)> {
-    // A root port has one slot; others may keep theirs for a hot-plug controller.
-    let mut next = if parent == Some(Bridge::RootPort) { 0 } else { 1 };
-    let mut places = Vec::new();
-    for node in nodes {
-        let place = node.place.unwrap_or_else(|| {
-            while nodes.iter().any(|other| other.place.is_some_and(|(device, _)| device == next)) {
-                next += 1;
-            }
-            next += 1;
-            (next - 1, 0)
-        });
-        places.push(place);
-    }
-    places
-}
-
-/// Where this much RAM lies.
-pub(crate) fn ram_ranges(bytes: u64) -> Result<Vec<PhysRange>> {
-    let refused = || Error::OutOfRam { bytes };
-    if bytes < 64 << 20 || !bytes.is_multiple_of(2 << 20) {
-        return Err(refused());
-    }
-    let range = |start, bytes| PhysRange::from_len(PhysAddr::new(start), bytes).map_err(|_| refused());
+/// Where things lie with this much RAM.
+pub(crate) fn layout(bytes: u64) -> Result<Layout> {
     let low = if bytes >= RAM_SPLIT { 2 << 30 } else { bytes };
-    let mut ranges = vec![range(0, low)?];
-    if bytes > low {
-        ranges.push(range(4 << 30, bytes - low)?);
-    }
-    Ok(ranges)
-}
-
-/// Divides low RAM: a quarter for tests, the rest for the driver.
-pub(crate) fn split(low: PhysRange) -> Result<(PhysRange, PhysRange)> {
-    let middle = PhysAddr::new(low.last().as_u64() / 4).align_down(2 << 20);
-    let before = PhysAddr::new(middle.as_u64() - 1);
-    let ranges = PhysRange::new(PhysAddr::new(RAM_START), before)
-        .and_then(|tests| Ok((tests, PhysRange::new(middle, low.last())?)));
-    ranges.map_err(|_| Error::OutOfRam { bytes: FRAME_BYTES })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::place;
-    use crate::options::{Bridge, Node};
-
-    #[test]
-    fn devices_get_the_numbers_that_are_free() {
-        let nodes = [Node::edu("a"), Node::edu("b").at(1, 0), Node::edu("c").at(1, 2), Node::lsi("d")];
-        assert_eq!(place(&nodes, None), [(2, 0), (1, 0), (1, 2), (3, 0)]);
-        assert_eq!(place(&nodes[..1], Some(Bridge::RootPort)), [(0, 0)]);
-    }
+    Layout::new(ram(&[(0, low), (4 << 30, bytes - low)])?, RAM_START, BAR_ADDRESSES)
 }

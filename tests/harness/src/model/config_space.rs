@@ -7,7 +7,7 @@ use iommu::PciAddress;
 
 use crate::devices::{edu, lsi};
 use crate::options::{Bridge, Engine, Node, NodeKind};
-use crate::x86::place;
+use crate::topology::place;
 
 /// Registers of the header, in bytes (PCI 3.0, 6.1 and PCI-to-PCI bridge 1.2, 3.2).
 mod register {

@@ -30,9 +30,9 @@ mod unit;
 
 use std::sync::Arc;
 
+use iommu::PhysAddr;
 use iommu::arch::vtd::layout::{Cap, Ecap};
 use iommu::ops::Msi;
-use iommu::{PciAddress, PhysAddr, SourceId};
 
 use self::config_space::ConfigSpace;
 pub use self::device_tlb::DeviceTlb;
@@ -41,17 +41,16 @@ use self::memory::{Memory, WriteBuffers};
 pub use self::options::ModelOptions;
 use self::system::System;
 use self::unit::{Surroundings, Unit};
-use crate::bus::Bus;
 use crate::devices::{DmaDevice, PciEngine};
 use crate::error::{Error, Result};
 use crate::frames::FramePool;
+use crate::guest::Guest;
 use crate::machine::Machine;
-use crate::options::{Engine, Node, NodeKind, X86Options};
-use crate::pci::{self, PciConfigSpace, PciFunction};
-use crate::platform::MachinePlatform;
+use crate::options::{Engine, X86Options};
 use crate::quirks::QemuQuirks;
 use crate::ram::GuestRam;
-use crate::x86::{BAR_ADDRESSES, VTD_BASE, locate, ram_ranges, split};
+use crate::topology::Located;
+use crate::x86::{self, VTD_BASE};
 
 /// A machine in software. It is the same that [`QemuX86`](crate::QemuX86) makes of the same options,
 /// as far as a driver of the IOMMU can tell; what holds a part of it keeps that part alive.
@@ -66,12 +65,7 @@ use crate::x86::{BAR_ADDRESSES, VTD_BASE, locate, ram_ranges, split};
 /// # Ok::<(), iommu_harness::Error>(())
 /// ```
 pub struct ModelX86 {
-    devices: Vec<Arc<dyn DmaDevice>>,
-    names: Vec<(String, PciAddress)>,
-    functions: Vec<PciFunction>,
-    config: PciConfigSpace,
-    platform: MachinePlatform,
-    buffers: Arc<FramePool>,
+    guest: Guest,
     system: Arc<System>,
     dmar: Option<Vec<u8>>,
 }
@@ -91,9 +85,9 @@ impl ModelX86 {
     /// [`Error::OutOfRam`] for a size that is not possible, [`Error::Pci`] for more bridges than there
     /// are buses, [`Error::Unit`] for a unit that cannot be.
     pub fn with(options: &X86Options, model: &ModelOptions) -> Result<Self> {
-        let ranges = ram_ranges(options.ram_bytes)?;
-        let ram = Arc::new(GuestRam::private(&ranges)?);
-        let unit = options.vtd.as_ref().map(|vtd| model.config(vtd));
+        let layout = x86::layout(options.ram_bytes)?;
+        let ram = Arc::new(GuestRam::private(&layout.ram)?);
+        let unit = options.board.vtd.as_ref().map(|vtd| model.config(vtd));
         let memory = match &unit {
             // ECAP.C does not speak for page tables of scalable mode (11.4.3).
             Some(unit) if !unit.ecap.contains(Ecap::C) || unit.ecap.contains(Ecap::SMTS) => {
@@ -106,21 +100,10 @@ impl ModelX86 {
         let dmar = unit.map(|unit| dmar::dmar(&unit, VTD_BASE));
         let unit = unit.map(|config| Unit::new(config, model.seed_value(), surroundings.clone())).transpose()?;
         let system = Arc::new(System::new(ConfigSpace::new(&options.topology), surroundings, unit));
-        let bus: Arc<dyn Bus> = system.clone();
-        let config = PciConfigSpace::new(bus.clone());
-        let functions = pci::assign(&config, BAR_ADDRESSES)?;
-        let (for_tests, for_driver) = split(ranges[0])?;
-        let buffers = Arc::new(FramePool::new(ram.clone(), for_tests));
-        let platform = MachinePlatform::new(bus, FramePool::new(ram, for_driver));
-        let (mut devices, mut names) = (Vec::new(), Vec::new());
-        for found in locate(&options.topology, &functions)? {
-            names.push((found.node.name.clone(), found.function.address));
-            if let NodeKind::Engine(engine) = found.node.kind {
-                pci::enable(&config, found.function.address);
-                devices.push(start_engine(&system, &buffers, engine, found.node, found.function, found.requester)?);
-            }
-        }
-        Ok(Self { devices, names, functions, config, platform, buffers, system, dmar })
+        let guest = Guest::new(system.clone(), ram, &layout, &options.topology, &|engine, found, pool| {
+            start_engine(&system, engine, found, pool)
+        })?;
+        Ok(Self { guest, system, dmar })
     }
 
     /// Takes the interrupts that devices and the unit have sent.
@@ -131,18 +114,16 @@ impl ModelX86 {
 
 fn start_engine(
     system: &Arc<System>,
-    buffers: &Arc<FramePool>,
     engine: Engine,
-    node: &Node,
-    function: &PciFunction,
-    requester: SourceId,
+    found: &Located<'_>,
+    pool: Arc<FramePool>,
 ) -> Result<Arc<dyn DmaDevice>> {
-    let (tlb, source) = (node.ats.map(|_| Arc::new(DeviceTlb::new())), requester.id() as u16);
+    let (tlb, source) = (found.node.ats.map(|_| Arc::new(DeviceTlb::new())), found.requester.id() as u16);
     if let Some(tlb) = &tlb {
         system.surroundings().connect(source, tlb.clone());
     }
-    let port = Port { system: system.clone(), address: function.address, source, tlb };
-    let (name, address, pool) = (&node.name, function.address, buffers.clone());
+    let (name, address, requester) = (&found.node.name, found.function.address, found.requester);
+    let port = Port { system: system.clone(), address, source, tlb };
     Ok(match engine {
         Engine::Edu => Arc::new(PciEngine::new(name, address, requester, pool, |_, _| Ok(ModelEdu::new(port)))?),
         Engine::Lsi => Arc::new(PciEngine::new(name, address, requester, pool, |_, _| Ok(ModelLsi::new(port)))?),
@@ -154,24 +135,8 @@ impl Machine for ModelX86 {
         "a model of a q35".to_owned()
     }
 
-    fn platform(&self) -> &MachinePlatform {
-        &self.platform
-    }
-
-    fn config(&self) -> &PciConfigSpace {
-        &self.config
-    }
-
-    fn functions(&self) -> &[PciFunction] {
-        &self.functions
-    }
-
-    fn devices(&self) -> &[Arc<dyn DmaDevice>] {
-        &self.devices
-    }
-
-    fn buffers(&self) -> &Arc<FramePool> {
-        &self.buffers
+    fn guest(&self) -> &Guest {
+        &self.guest
     }
 
     fn iommu_base(&self) -> Option<PhysAddr> {
@@ -185,12 +150,5 @@ impl Machine for ModelX86 {
 
     fn quirks(&self) -> Option<&QemuQuirks> {
         None
-    }
-
-    fn address_of(&self, name: &str) -> PciAddress {
-        match self.names.iter().find(|(known, _)| known == name) {
-            Some((_, address)) => *address,
-            None => panic!("no function is called {name}"),
-        }
     }
 }

@@ -1,16 +1,18 @@
-//! The command line of a q35 machine.
+//! QEMU's command line.
 
 use std::path::Path;
 
-use crate::options::{Bridge, Engine, Node, NodeKind, X86Options};
-use crate::x86::place;
+use super::board::Board;
+use crate::options::{Bridge, Engine, MachineOptions, Node, NodeKind};
+use crate::quirks::QemuQuirks;
+use crate::topology::place;
 
-/// QEMU's arguments for `options`, with the files in `directory`.
-pub(super) fn arguments(options: &X86Options, directory: &Path) -> Vec<String> {
+/// The arguments for `options` of a QEMU with these quirks, with the files in `directory`.
+pub(super) fn arguments<B: Board>(options: &MachineOptions<B>, quirks: &QemuQuirks, directory: &Path) -> Vec<String> {
     let file = |name: &str| directory.join(name).display().to_string();
     let bytes = options.ram_bytes;
     let mut line = Line(Vec::new());
-    line.pair("-machine", "q35,accel=tcg,memory-backend=ram0");
+    line.pair("-machine", &format!("{},accel=tcg,memory-backend=ram0", options.board.machine(quirks)));
     line.pair("-m", &format!("{}M", bytes >> 20));
     line.pair("-object", &format!("memory-backend-file,id=ram0,size={bytes},mem-path={},share=on", file("ram")));
     line.pair("-display", "none");
@@ -24,10 +26,7 @@ pub(super) fn arguments(options: &X86Options, directory: &Path) -> Vec<String> {
     } else {
         line.0.push("-S".to_owned());
     }
-    // Before the devices that it translates for.
-    if let Some(vtd) = &options.vtd {
-        line.pair("-device", &vtd.to_string());
-    }
+    options.board.arguments(quirks).iter().for_each(|(option, value)| line.pair(option, value));
     line.devices(&options.topology, "pcie.0", None);
     line.pair("-qtest", &format!("unix:{}", file("qtest")));
     line.pair("-qtest-log", "/dev/null");
@@ -68,13 +67,14 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::arguments;
-    use crate::options::{Bridge, Node, VtdOptions, X86Options};
+    use crate::options::{ArmOptions, Bridge, Node, SmmuOptions, SmmuStages, VtdOptions, X86Options};
+    use crate::quirks::{QemuQuirks, QemuVersion};
 
     #[test]
     fn the_unit_comes_before_what_it_translates_for() {
         let nodes = Node::bridge(Bridge::PcieToPci, "bridge", [Node::lsi("lsi")]);
         let options = X86Options::new().vtd(VtdOptions { pass_through: false, ..VtdOptions::default() }).node(nodes);
-        let line = arguments(&options, "/d".as_ref()).join(" ");
+        let line = arguments(&options, &QemuQuirks::of(QemuVersion::new(10, 0, 2)), "/d".as_ref()).join(" ");
         let devices: Vec<_> = line.split(" -").filter(|option| option.starts_with("device ")).collect();
         assert_eq!(
             devices,
@@ -85,5 +85,19 @@ mod tests {
             ]
         );
         assert!(line.contains(" -S ") && !line.contains("icount"));
+    }
+
+    #[test]
+    fn stages_are_chosen_where_they_can_be() {
+        let first = ArmOptions::new().smmu(SmmuOptions { stages: Some(SmmuStages::First) });
+        let machine = |options: &ArmOptions, major| {
+            let line = arguments(options, &QemuQuirks::of(QemuVersion::new(major, 0, 0)), "/d".as_ref()).join(" ");
+            let stage = line.split("-global ").nth(1).and_then(|rest| rest.split(' ').next()).map(str::to_owned);
+            (line.split(',').next().map(str::to_owned), stage)
+        };
+        let told = |machine: &str, stage: Option<&str>| (Some(format!("-machine {machine}")), stage.map(str::to_owned));
+        assert_eq!(machine(&first, 10), told("virt-9.1", Some("arm-smmuv3.stage=1")));
+        assert_eq!(machine(&first, 7), told("virt", None));
+        assert_eq!(machine(&ArmOptions::new().smmu(SmmuOptions::default()), 10), told("virt", None));
     }
 }

@@ -1,10 +1,14 @@
 //! QEMU as a machine: started, spoken to over its qtest socket, and killed whatever happens.
 
+mod board;
 mod command;
+mod machine;
 mod process;
 mod q35;
 mod qtest;
+mod virt;
 
+pub use board::Board;
+pub use machine::{Qemu, QemuArm, QemuX86};
 pub use process::{Binary, Output, Process, Target, TempDir};
-pub use q35::QemuX86;
 pub use qtest::{IrqEvent, Qtest};

@@ -4,11 +4,10 @@
 use iommu::platform::{Platform, Registers};
 use iommu::{Iova, PhysAddr};
 use iommu_harness::bus::BusRegisters;
-use iommu_harness::options::Bridge;
 use iommu_harness::runner::TestError;
-use iommu_harness::{Access, DmaOutcome, Machine, Node, TestResult};
+use iommu_harness::{Access, DmaOutcome, Machine, TestResult};
 
-use super::{Start, pattern, vtd};
+use super::{Start, assert_whole, pattern, topology, vtd};
 
 /// Registers and bits (VT-d 4.1, chapter 11).
 const GCMD: usize = 0x18;
@@ -59,21 +58,19 @@ impl Unit {
     }
 }
 
+pub(crate) fn the_dmar_is_whole(start: Start) -> TestResult {
+    let machine = start(&vtd().lsi("lsi0"))?;
+    let dmar = machine.acpi_table(b"DMAR")?;
+    assert_whole(&dmar, b"DMAR");
+    // The first structure is the unit (type 0); its register base stands at offset 8.
+    assert_eq!(dmar[48..50], [0, 0]);
+    assert_eq!(Some(dmar[56..64].to_vec()), machine.iommu_base().map(|base| base.as_u64().to_le_bytes().to_vec()));
+    Ok(())
+}
+
 /// Every device is stopped, and is who the harness says it is, behind every kind of bridge.
 pub(crate) fn requesters_are_as_told(start: Start) -> TestResult {
-    let machine = start(
-        &vtd()
-            .edu("edu")
-            .lsi("lsi")
-            .node(Node::bridge(Bridge::RootPort, "port", [Node::edu("express")]))
-            .node(Node::bridge(Bridge::PcieToPci, "pci", [Node::edu("first"), Node::edu("second")]))
-            .node(Node::bridge(Bridge::Conventional, "old", [Node::edu("conventional")]))
-            .node(Node::bridge(
-                Bridge::RootPort,
-                "outer",
-                [Node::bridge(Bridge::PcieToPci, "inner", [Node::edu("deep")])],
-            )),
-    )?;
+    let machine = start(&topology(vtd()))?;
     let root = machine.buffer(4096)?;
     let target = machine.buffer(4096)?;
     let unit = Unit::start(&*machine, root.phys())?;

@@ -5,43 +5,54 @@ mod faults;
 use iommu::platform::Platform;
 use iommu::{Iova, PciAddress, PhysAddr};
 use iommu_harness::devices::POKE;
-use iommu_harness::options::Bridge;
+use iommu_harness::options::{Bridge, MachineOptions, X86};
 use iommu_harness::runner::TestError;
 use iommu_harness::{Access, DmaOutcome, Error, Machine, Node, Suite, TestResult, VtdOptions, X86Options};
 
 /// Starts a machine of one kind.
-pub(crate) type Start = fn(&X86Options) -> Result<Box<dyn Machine>, Error>;
+pub(crate) type Start<B = X86> = fn(&MachineOptions<B>) -> Result<Box<dyn Machine>, Error>;
 
-type Test = fn(Start) -> TestResult;
+/// One kind of machine.
+#[derive(Clone, Copy)]
+pub(crate) struct Bench<B> {
+    pub(crate) start: Start<B>,
+    /// Options of a machine with an IOMMU.
+    pub(crate) unit: fn() -> MachineOptions<B>,
+    /// Where 4 GiB of RAM are: first and last addresses.
+    pub(crate) four_gib: &'static [(u64, u64)],
+}
+
+type Test<B> = fn(Bench<B>) -> TestResult;
 
 /// Adds the tests, for one kind of machine.
-pub(crate) fn add(suite: &mut Suite, start: Start) {
-    let tests: [(&str, Test); 8] = [
+pub(crate) fn add<B: Copy + Default + 'static>(suite: &mut Suite, prefix: &str, bench: Bench<B>) {
+    let tests: [(&str, Test<B>); 11] = [
         ("lsi_copies", lsi_copies),
         ("lsi_without_its_script_does_nothing", lsi_without_its_script_does_nothing),
         ("limits_of_devices_are_errors", limits_of_devices_are_errors),
         ("bridges_are_numbered_and_forward", bridges_are_numbered_and_forward),
         ("functions_of_one_device", functions_of_one_device),
-        ("the_dmar_is_whole", the_dmar_is_whole),
+        ("there_is_no_other_table", there_is_no_other_table),
         ("ram_above_4_gib", ram_above_4_gib),
         ("two_machines_at_once", two_machines_at_once),
+        ("edu_moves_both_ways", |bench| moves_both_ways(bench, MachineOptions::new().edu("device"))),
+        ("lsi_moves_both_ways", |bench| moves_both_ways(bench, MachineOptions::new().lsi("device"))),
+        ("edu_moves_both_ways_behind_a_unit", |bench| moves_both_ways(bench, (bench.unit)().edu("device"))),
     ];
     for (name, test) in tests {
-        suite.test(name, move || test(start));
+        suite.test(format!("{prefix}{name}"), move || test(bench));
     }
-    suite.test("edu_moves_both_ways", move || moves_both_ways(start, X86Options::new().edu("device")));
-    suite.test("lsi_moves_both_ways", move || moves_both_ways(start, X86Options::new().lsi("device")));
-    suite.test("edu_moves_both_ways_behind_a_unit", move || moves_both_ways(start, vtd().edu("device")));
 }
 
-/// Adds the tests in which the unit translates.
+/// Adds the tests in which the VT-d unit translates.
 pub(crate) fn add_translated(suite: &mut Suite, start: Start) {
+    suite.test("the_dmar_is_whole", move || faults::the_dmar_is_whole(start));
     suite.test("requesters_are_as_told", move || faults::requesters_are_as_told(start));
     suite.test("workspaces_move", move || faults::workspaces_move(start));
 }
 
-fn lsi_copies(start: Start) -> TestResult {
-    let machine = start(&X86Options::new().lsi("lsi0"))?;
+fn lsi_copies<B: Default>(bench: Bench<B>) -> TestResult {
+    let machine = (bench.start)(&MachineOptions::new().lsi("lsi0"))?;
     let (from, to) = (machine.buffer(8192)?, machine.buffer(8192)?);
     from.write(0, &pattern(8192));
     let odd = Iova::new(to.iova().as_u64() + 3);
@@ -51,8 +62,8 @@ fn lsi_copies(start: Start) -> TestResult {
     Ok(())
 }
 
-fn lsi_without_its_script_does_nothing(start: Start) -> TestResult {
-    let machine = start(&X86Options::new().lsi("lsi0"))?;
+fn lsi_without_its_script_does_nothing<B: Default>(bench: Bench<B>) -> TestResult {
+    let machine = (bench.start)(&MachineOptions::new().lsi("lsi0"))?;
     let lsi = machine.device("lsi0");
     let buffer = machine.buffer(4096)?;
     let home = lsi.workspace().iova;
@@ -67,8 +78,8 @@ fn lsi_without_its_script_does_nothing(start: Start) -> TestResult {
     Ok(())
 }
 
-fn moves_both_ways(start: Start, options: X86Options) -> TestResult {
-    let machine = start(&options)?;
+fn moves_both_ways<B>(bench: Bench<B>, options: MachineOptions<B>) -> TestResult {
+    let machine = (bench.start)(&options)?;
     let device = machine.device("device");
     let buffer = machine.buffer(16384)?;
     let data = pattern(5000);
@@ -85,8 +96,8 @@ fn moves_both_ways(start: Start, options: X86Options) -> TestResult {
     Ok(())
 }
 
-fn limits_of_devices_are_errors(start: Start) -> TestResult {
-    let machine = start(&X86Options::new().lsi("lsi0"))?;
+fn limits_of_devices_are_errors<B: Default>(bench: Bench<B>) -> TestResult {
+    let machine = (bench.start)(&MachineOptions::new().lsi("lsi0"))?;
     let lsi = machine.device("lsi0");
     let (last, beyond) = (Iova::new(0xffff_fffd), Iova::new(1 << 32));
     for result in [lsi.dma_write(last, &[0; 4]), lsi.poke(beyond, Access::Read), lsi.poke(Iova::new(2), Access::Read)] {
@@ -95,10 +106,10 @@ fn limits_of_devices_are_errors(start: Start) -> TestResult {
     Ok(())
 }
 
-fn bridges_are_numbered_and_forward(start: Start) -> TestResult {
+fn bridges_are_numbered_and_forward<B: Default>(bench: Bench<B>) -> TestResult {
     let children = [Node::edu("alias-edu"), Node::lsi("alias-lsi")];
-    let machine = start(
-        &vtd()
+    let machine = (bench.start)(
+        &(bench.unit)()
             .node(Node::bridge(Bridge::RootPort, "port", [Node::edu("express")]))
             .node(Node::bridge(Bridge::PcieToPci, "pci", children))
             .node(Node::bridge(Bridge::Conventional, "old", [Node::lsi("conventional")]))
@@ -127,8 +138,8 @@ fn bridges_are_numbered_and_forward(start: Start) -> TestResult {
     Ok(())
 }
 
-fn functions_of_one_device(start: Start) -> TestResult {
-    let machine = start(&X86Options::new().node(Node::lsi("a").at(4, 0)).node(Node::lsi("b").at(4, 3)))?;
+fn functions_of_one_device<B: Default>(bench: Bench<B>) -> TestResult {
+    let machine = (bench.start)(&MachineOptions::new().node(Node::lsi("a").at(4, 0)).node(Node::lsi("b").at(4, 3)))?;
     assert_eq!(machine.device("b").address(), machine.device("a").address().with_function(3));
     let buffer = machine.buffer(64)?;
     done(machine.device("b").dma_write(buffer.iova(), b"function")?)?;
@@ -136,21 +147,33 @@ fn functions_of_one_device(start: Start) -> TestResult {
     Ok(())
 }
 
-fn the_dmar_is_whole(start: Start) -> TestResult {
-    let machine = start(&vtd().lsi("lsi0"))?;
-    let dmar = machine.acpi_table(b"DMAR")?;
-    assert_eq!(&dmar[..4], b"DMAR");
-    assert_eq!(dmar[4..8], (dmar.len() as u32).to_le_bytes());
-    assert_eq!(dmar.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0, "the checksum is right");
-    // The first structure is the unit (type 0); its register base stands at offset 8.
-    assert_eq!(dmar[48..50], [0, 0]);
-    assert_eq!(Some(dmar[56..64].to_vec()), machine.iommu_base().map(|base| base.as_u64().to_le_bytes().to_vec()));
+fn there_is_no_other_table<B: Default>(bench: Bench<B>) -> TestResult {
+    let machine = (bench.start)(&(bench.unit)().lsi("lsi0"))?;
     assert!(matches!(machine.acpi_table(b"ABCD"), Err(Error::Firmware(_))));
     Ok(())
 }
 
-fn ram_above_4_gib(start: Start) -> TestResult {
-    let machine = start(&X86Options::new().ram_bytes(4 << 30).edu("edu0"))?;
+/// Every engine, in every place.
+pub(crate) fn topology<B>(options: MachineOptions<B>) -> MachineOptions<B> {
+    let inner = Node::bridge(Bridge::PcieToPci, "inner", [Node::edu("deep")]);
+    options
+        .edu("edu")
+        .lsi("lsi")
+        .node(Node::bridge(Bridge::RootPort, "port", [Node::edu("express")]))
+        .node(Node::bridge(Bridge::PcieToPci, "pci", [Node::edu("first"), Node::edu("second")]))
+        .node(Node::bridge(Bridge::Conventional, "old", [Node::edu("conventional")]))
+        .node(Node::bridge(Bridge::RootPort, "outer", [inner]))
+}
+
+/// What is true of every ACPI table.
+pub(crate) fn assert_whole(table: &[u8], signature: &[u8; 4]) {
+    assert_eq!(&table[..4], signature);
+    assert_eq!(table[4..8], (table.len() as u32).to_le_bytes());
+    assert_eq!(table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0, "the checksum is right");
+}
+
+fn ram_above_4_gib<B: Default>(bench: Bench<B>) -> TestResult {
+    let machine = (bench.start)(&MachineOptions::new().ram_bytes(4 << 30).edu("edu0"))?;
     let high = PhysAddr::new((4 << 30) + 0x1234_5000);
     done(machine.device("edu0").dma_write(Iova::new(high.as_u64()), b"high memory")?)?;
     let mut read = [0; 11];
@@ -158,13 +181,13 @@ fn ram_above_4_gib(start: Start) -> TestResult {
     assert_eq!(&read, b"high memory");
     let mut ranges = Vec::new();
     machine.platform().ram(&mut |range| ranges.push((range.start().as_u64(), range.last().as_u64())));
-    assert_eq!(ranges, [(0, 0x7fff_ffff), (0x1_0000_0000, 0x1_7fff_ffff)]);
+    assert_eq!(ranges, bench.four_gib);
     Ok(())
 }
 
-fn two_machines_at_once(start: Start) -> TestResult {
-    let options = X86Options::new().lsi("lsi0");
-    let (first, second) = (start(&options)?, start(&options)?);
+fn two_machines_at_once<B: Default>(bench: Bench<B>) -> TestResult {
+    let options = MachineOptions::new().lsi("lsi0");
+    let (first, second) = ((bench.start)(&options)?, (bench.start)(&options)?);
     let buffers = (first.buffer(4096)?, second.buffer(4096)?);
     assert_eq!(buffers.0.phys(), buffers.1.phys(), "the same place in two memories");
     done(first.device("lsi0").dma_write(buffers.0.iova(), &[1; 64])?)?;
@@ -181,6 +204,11 @@ pub(crate) fn done(outcome: DmaOutcome) -> TestResult {
     if outcome == DmaOutcome::Done { Ok(()) } else { Err(TestError::failed(format!("{outcome:?}"))) }
 }
 
+/// The x86 machine of one kind.
+pub(crate) fn x86(start: Start) -> Bench<X86> {
+    Bench { start, unit: vtd, four_gib: &[(0, 0x7fff_ffff), (0x1_0000_0000, 0x1_7fff_ffff)] }
+}
+
 pub(crate) fn vtd() -> X86Options {
-    X86Options::new().vtd(VtdOptions::default())
+    MachineOptions::new().vtd(VtdOptions::default())
 }

@@ -18,7 +18,7 @@ use self::common::{done, pattern, vtd};
 
 fn main() {
     let mut suite = Suite::from_arguments();
-    common::add(&mut suite, |options| Ok(Box::new(ModelX86::start(options)?)));
+    common::add(&mut suite, "", common::x86(|options| Ok(Box::new(ModelX86::start(options)?))));
     // These write tables and clean nothing.
     common::add_translated(&mut suite, |options| {
         Ok(Box::new(ModelX86::with(options, &ModelOptions::new().with_ecap(Ecap::C))?))

@@ -1,5 +1,6 @@
 //! The harness itself on QEMU: everything that tests of drivers stand on, without a driver.
 
+mod arm;
 #[path = "../common/mod.rs"]
 mod common;
 
@@ -25,7 +26,8 @@ fn main() {
         victim();
     }
     let mut suite = Suite::from_arguments();
-    common::add(&mut suite, |options| Ok(Box::new(QemuX86::start(options)?)));
+    common::add(&mut suite, "x86::", common::x86(|options| Ok(Box::new(QemuX86::start(options)?))));
+    arm::add(&mut suite);
     common::add_translated(&mut suite, |options| Ok(Box::new(QemuX86::start(options)?)));
     suite.test("vtd_registers_are_as_documented", vtd_registers_are_as_documented);
     suite.test("a_dropped_machine_is_dead", a_dropped_machine_is_dead);
