@@ -13,7 +13,7 @@ pub(crate) fn root_port(machine: &dyn Machine) -> TestResult {
     let engine = rig.engine("edu");
     assert_eq!(engine.requester(), engine.address().source_id());
     let domain = rig.attached("edu")?;
-    let buffer = machine.buffer(4096)?;
+    let buffer = rig.pages(1)?;
     map(&domain, 0x10_0000, &buffer, Prot::RW)?;
     rig.assert_reaches("edu", HERE, &buffer, 0, 256);
     rig.assert_blocked("edu", Iova::new(0x20_0000), Access::Write);
@@ -31,7 +31,7 @@ pub(crate) fn shared_alias(machine: &dyn Machine) -> TestResult {
     assert_eq!(rig.iommu.attach_device(&rig.domain("edu")?, &edu), Err(Error::Invalid(InvalidReason::SharedGroup)));
     let domain = rig.attached("edu")?;
     rig.map_workspace(&domain, "other")?;
-    let buffer = machine.buffer(4096)?;
+    let buffer = rig.pages(1)?;
     map(&domain, 0x10_0000, &buffer, Prot::RW)?;
     rig.assert_reaches("edu", HERE, &buffer, 0, 256);
     rig.assert_reaches("other", HERE, &buffer, 0, 256);

@@ -1,32 +1,32 @@
 //! What is refused, and what the record says of it.
 
-use iommu::{Error, FaultKind, InvalidReason, Iova, Prot};
+use iommu::{Error, InvalidReason, Iova, Prot};
 use iommu_harness::{Access, Machine, TestResult};
 
-use crate::rig::{Refusal, Rig, is_first_stage, map};
+use crate::firmware::Refusal;
+use crate::rig::{Rig, is_first_stage, map, range};
 
 pub(crate) fn unmapped(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
-    let [on_write, on_read] = [Access::Write, Access::Read].map(|access| rig.reason(&domain, access, Refusal::Absent));
-    let write = rig.assert_blocked("edu", Iova::new(0x2_0000), Access::Write);
-    assert_eq!((write.kind, write.reason, write.pasid), (FaultKind::Translation, on_write, None));
-    let read = rig.assert_blocked("edu", Iova::new(0x3_0000), Access::Read);
-    assert_eq!((read.kind, read.reason, read.pasid), (FaultKind::Translation, on_read, None));
-    assert_eq!(Some(write.unit), machine.iommu_base());
+    for (iova, access) in [(0x2_0000, Access::Write), (0x3_0000, Access::Read)] {
+        let expected = rig.refusal(&domain, access, Refusal::Absent)?;
+        let fault = rig.assert_blocked("edu", Iova::new(iova), access);
+        assert_eq!(((fault.kind, fault.reason), fault.pasid), (expected, None));
+        assert_eq!(Some(fault.unit), machine.iommu_base());
+    }
     Ok(())
 }
 
 pub(crate) fn read_only(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
-    let buffer = machine.buffer(4096)?;
+    let buffer = rig.pages(1)?;
     map(&domain, 0x10_0000, &buffer, Prot::READ)?;
     buffer.fill(0x77);
     // First the write: a unit may drop a write silently that hits a cached read-only entry.
     let fault = rig.assert_blocked("edu", Iova::new(0x10_0000), Access::Write);
-    assert_eq!(fault.kind, FaultKind::Translation);
-    assert_eq!(fault.reason, rig.reason(&domain, Access::Write, Refusal::Forbidden));
+    assert_eq!((fault.kind, fault.reason), rig.refusal(&domain, Access::Write, Refusal::Forbidden)?);
     assert_eq!(rig.engine("edu").dma_read(Iova::new(0x10_0000), 64)?, [0x77; 64]);
     assert!(buffer.is_filled(0x77));
     Ok(())
@@ -35,7 +35,7 @@ pub(crate) fn read_only(machine: &dyn Machine) -> TestResult {
 pub(crate) fn write_only(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
-    let buffer = machine.buffer(4096)?;
+    let buffer = rig.pages(1)?;
     let mapped = map(&domain, 0x10_0000, &buffer, Prot::WRITE);
     if is_first_stage(&domain) {
         assert_eq!(mapped, Err(Error::Invalid(InvalidReason::Permission)), "what is present can be read");
@@ -43,8 +43,7 @@ pub(crate) fn write_only(machine: &dyn Machine) -> TestResult {
     }
     mapped?;
     let fault = rig.assert_blocked("edu", Iova::new(0x10_0000), Access::Read);
-    assert_eq!(fault.kind, FaultKind::Translation);
-    assert_eq!(fault.reason, rig.reason(&domain, Access::Read, Refusal::Forbidden));
+    assert_eq!((fault.kind, fault.reason), rig.refusal(&domain, Access::Read, Refusal::Forbidden)?);
     let _ = rig.engine("edu").dma_write(Iova::new(0x10_0000), &[0x42; 64])?;
     assert_eq!(buffer.read(0, 64), [0x42; 64]);
     Ok(())
@@ -56,12 +55,12 @@ pub(crate) fn beyond_the_width(machine: &dyn Machine) -> TestResult {
     let last = domain.geometry().expect("a paging domain has windows").last();
     let edge = last.checked_add(1).expect("fewer than 64 bits");
     let far = Iova::new(1 << 60 | 0x5000);
-    let reason = rig.reason(&domain, Access::Write, Refusal::Beyond);
+    let (kind, reason) = rig.refusal(&domain, Access::Write, Refusal::Beyond)?;
     for beyond in [edge, far] {
         let _ = rig.engine("edu").poke(beyond, Access::Write)?;
         let faults = rig.faults();
         let [fault] = faults[..] else { panic!("one fault, not {faults:?}") };
-        assert_eq!((fault.kind, fault.reason, fault.access), (FaultKind::AddressSize, reason, iommu::Access::Write));
+        assert_eq!((fault.kind, fault.reason, fault.access), (kind, reason, iommu::Access::Write));
         // VT-d 11.4.7.6: the record has no room for bits beyond the width.
         let whole = machine.quirks().is_some_and(|quirks| quirks.vtd_records_bits_beyond_the_width);
         let told = if whole { beyond } else { Iova::new(0x5000) };
@@ -74,14 +73,15 @@ pub(crate) fn beyond_the_width(machine: &dyn Machine) -> TestResult {
 pub(crate) fn across_the_end(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
-    let buffer = machine.buffer(0x2000)?;
-    let inside = crate::rig::range(0x10_0000, 0x1000);
+    let buffer = rig.pages(2)?;
+    let (page, start) = (rig.page(), 0x10_0000);
+    let inside = range(start, page);
     // SAFETY: the buffer outlives what the device does.
     unsafe { domain.map(inside, buffer.phys(), Prot::RW) }?;
-    let _ = rig.engine("edu").dma_write(Iova::new(0x10_0f00), &[0x55; 512])?;
-    assert_eq!(buffer.read(0xf00, 256), [0x55; 256]);
-    assert_eq!(buffer.read(0x1000, 0x1000), [0; 0x1000]);
-    assert!(rig.faults().iter().any(|fault| fault.iova == Some(Iova::new(0x10_1000))));
+    let _ = rig.engine("edu").dma_write(Iova::new(start + page - 0x100), &[0x55; 512])?;
+    assert_eq!(buffer.read(page - 0x100, 256), [0x55; 256]);
+    assert_eq!(buffer.read(page, 0x1000), [0; 0x1000]);
+    assert!(rig.faults().iter().any(|fault| fault.iova == Some(Iova::new(start + page))));
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod ats;
 mod differential;
 mod domains;
 mod faults;
+mod firmware;
 mod regions;
 mod rig;
 mod translation;
@@ -96,7 +97,6 @@ const BRIDGE_CASES: &[Case] = &[
 #[derive(Clone)]
 struct Configuration {
     name: &'static str,
-    vtd: VtdOptions,
     kind: Kind,
     extent: Extent,
 }
@@ -111,30 +111,36 @@ enum Extent {
 /// What the machine is made of.
 #[derive(Clone)]
 enum Kind {
-    Qemu,
-    Model(ModelOptions),
+    Qemu(VtdOptions),
+    Model(VtdOptions, ModelOptions),
 }
 
 impl Configuration {
     const fn qemu(name: &'static str, vtd: VtdOptions) -> Self {
-        Self { name, vtd, kind: Kind::Qemu, extent: Extent::All }
+        Self { name, kind: Kind::Qemu(vtd), extent: Extent::All }
     }
 
     /// A variant of another one.
     const fn brief(name: &'static str, vtd: VtdOptions) -> Self {
-        Self { name, vtd, kind: Kind::Qemu, extent: Extent::Brief }
+        Self { extent: Extent::Brief, ..Self::qemu(name, vtd) }
     }
 
     const fn model(name: &'static str, vtd: VtdOptions, model: ModelOptions) -> Self {
-        Self { name, vtd, kind: Kind::Model(model), extent: Extent::All }
+        Self { name, kind: Kind::Model(vtd, model), extent: Extent::All }
     }
 
     fn start(&self, devices: Vec<Node>) -> Result<Box<dyn Machine>, iommu_harness::Error> {
-        let options = devices.into_iter().fold(X86Options::new().vtd(self.vtd), X86Options::node);
         Ok(match &self.kind {
-            Kind::Qemu => Box::new(QemuX86::start(&options)?),
-            Kind::Model(model) => Box::new(ModelX86::with(&options, model)?),
+            Kind::Qemu(vtd) => Box::new(QemuX86::start(&X86Options::new().vtd(*vtd).nodes(devices))?),
+            Kind::Model(vtd, model) => Box::new(ModelX86::with(&X86Options::new().vtd(*vtd).nodes(devices), model)?),
         })
+    }
+
+    /// The plain model of the same machine.
+    fn plain_model(&self, seed: u64) -> Self {
+        match self.kind {
+            Kind::Qemu(vtd) | Kind::Model(vtd, _) => Self::model("plain", vtd, ModelOptions::new().seed(seed)),
+        }
     }
 }
 
@@ -164,8 +170,7 @@ fn main() {
         for seed in 1..=2 {
             let other = other.clone();
             suite.test(format!("differential::{}::seed_{seed}", other.name), move || {
-                let plain = Configuration::model("plain", other.vtd, ModelOptions::new().seed(seed));
-                let ours = plain.start(differential::devices())?;
+                let ours = other.plain_model(seed).start(differential::devices())?;
                 let theirs = other.start(differential::devices())?;
                 differential::run(&*ours, &*theirs, seed)
             });

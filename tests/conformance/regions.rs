@@ -1,32 +1,23 @@
 //! Reserved regions.
 
 use iommu::{DomainKind, Error, IncompatibleReason, Iova, Policy, Prot, RegionKind};
+use iommu_harness::runner::TestError;
 use iommu_harness::{Access, Buffer, Machine, TestResult};
 
+use crate::firmware::Firmware;
 use crate::rig::{Rig, map, range};
 
-/// The machine's DMAR table with one more RMRR: `buffer`, for the device called `name`.
-fn with_direct_region(machine: &dyn Machine, name: &str, buffer: &Buffer) -> Result<Vec<u8>, iommu_harness::Error> {
-    let mut table = machine.acpi_table(b"DMAR")?;
-    let address = machine.device(name).address();
-    assert_eq!(address.bus(), 0);
-    // VT-d 8.4: type 1, length 32, segment 0, base, last, then one endpoint scope of 8 bytes.
-    table.extend([1, 0, 32, 0, 0, 0, 0, 0]);
-    table.extend(buffer.range().start().as_u64().to_le_bytes());
-    table.extend(buffer.range().last().as_u64().to_le_bytes());
-    table.extend([1, 8, 0, 0, 0, 0, address.device(), address.function()]);
-    let bytes = u32::try_from(table.len()).expect("a small table");
-    table[4..8].copy_from_slice(&bytes.to_le_bytes());
-    table[9] = 0;
-    table[9] = table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg();
-    Ok(table)
+/// A machine whose firmware has a region one to one for `edu`: a buffer of two pages.
+fn with_direct_region(machine: &dyn Machine) -> Result<(Rig<'_>, Buffer), TestError> {
+    // Whole pages of any size that a domain may have at least.
+    let buffer = machine.buffer(0x2_0000)?;
+    let firmware = Firmware::of(machine)?.with_direct_region(machine.device("edu").address(), &buffer);
+    Ok((Rig::boot(machine, Policy::default(), firmware, |_| true)?, buffer))
 }
 
 /// Reachable from the start, in every domain, before and after a change.
 pub(crate) fn direct(machine: &dyn Machine) -> TestResult {
-    let buffer = machine.buffer(0x2000)?;
-    let dmar = with_direct_region(machine, "edu", &buffer)?;
-    let rig = Rig::boot(machine, Policy::default(), &dmar, |_| true)?;
+    let (rig, buffer) = with_direct_region(machine)?;
     let (group, there) = (rig.group("edu"), buffer.iova());
     let poke = || -> TestResult {
         buffer.fill(0);
@@ -45,14 +36,12 @@ pub(crate) fn direct(machine: &dyn Machine) -> TestResult {
     poke()?;
     rig.iommu.detach_group(&other, &group)?;
     poke()?;
-    rig.assert_blocked("edu", Iova::new(there.as_u64() + 0x2000), Access::Write);
+    rig.assert_blocked("edu", Iova::new(there.as_u64() + buffer.bytes()), Access::Write);
     Ok(())
 }
 
 pub(crate) fn direct_refuses_blocked(machine: &dyn Machine) -> TestResult {
-    let buffer = machine.buffer(0x1000)?;
-    let dmar = with_direct_region(machine, "edu", &buffer)?;
-    let rig = Rig::boot(machine, Policy::default(), &dmar, |_| true)?;
+    let (rig, _buffer) = with_direct_region(machine)?;
     let blocked = rig.iommu.blocked_domain().clone();
     let refused = Err(Error::Incompatible(IncompatibleReason::DirectRegion));
     assert_eq!(rig.iommu.replace(&blocked, &rig.group("edu")), refused);
@@ -60,7 +49,7 @@ pub(crate) fn direct_refuses_blocked(machine: &dyn Machine) -> TestResult {
     Ok(())
 }
 
-/// Interrupt addresses are never translated, so nothing can be mapped there.
+/// Interrupt addresses are never translated on x86, so nothing can be mapped there.
 pub(crate) fn interrupts(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let device = rig.device("edu");

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use iommu::arch::vtd;
 use iommu::device::Trust;
 use iommu::ops::{InterruptKind, Stage};
-use iommu::platform::{Platform, Registers};
+use iommu::pgtable::PageSize;
 use iommu::{
     Access, Device, Domain, Error, FaultKind, FaultRecord, Group, Iommu, Iova, IovaRange, PhysAddr, Policy, Prot,
 };
 use iommu_harness::runner::TestError;
 use iommu_harness::{Buffer, DmaDevice, Machine, MachinePlatform};
+
+use crate::firmware::{Firmware, Refusal};
 
 /// Where workspaces of devices are mapped: away from what the cases use.
 const WORKSPACE: Iova = Iova::new(0x7000_0000);
@@ -19,6 +20,7 @@ const WORKSPACE: Iova = Iova::new(0x7000_0000);
 pub(crate) struct Rig<'m> {
     pub(crate) machine: &'m dyn Machine,
     pub(crate) iommu: Iommu<MachinePlatform>,
+    firmware: Firmware,
 }
 
 impl<'m> Rig<'m> {
@@ -29,18 +31,18 @@ impl<'m> Rig<'m> {
 
     /// Boot with another policy.
     pub(crate) fn with_policy(machine: &'m dyn Machine, policy: Policy) -> Result<Self, TestError> {
-        Self::boot(machine, policy, &machine.acpi_table(b"DMAR")?, |_| true)
+        Self::boot(machine, policy, Firmware::of(machine)?, |_| true)
     }
 
-    /// Boot with another firmware table, probing only what `wanted` says.
+    /// Boot with other firmware, probing only what `wanted` says.
     pub(crate) fn boot(
         machine: &'m dyn Machine,
         policy: Policy,
-        dmar: &[u8],
+        firmware: Firmware,
         wanted: impl Fn(iommu::PciAddress) -> bool,
     ) -> Result<Self, TestError> {
         let iommu = Iommu::new(machine.platform().clone(), policy)?;
-        vtd::init(&iommu, dmar)?;
+        firmware.bring_up(&iommu)?;
         for function in machine.functions().iter().filter(|function| wanted(function.address)) {
             match iommu.probe_pci(machine.config(), function.address, Trust::Trusted) {
                 Ok(_) | Err(Error::NoDevice) => {}
@@ -48,7 +50,19 @@ impl<'m> Rig<'m> {
             }
         }
         iommu.enable()?;
-        Ok(Self { machine, iommu })
+        Ok(Self { machine, iommu, firmware })
+    }
+
+    /// The bytes of the smallest page that a domain has.
+    pub(crate) fn page(&self) -> u64 {
+        let domain = self.iommu.devices().find_map(|device| Some(self.iommu.default_domain_of(device.group().ok()?)));
+        let smallest = domain.and_then(|domain| domain.page_sizes().smallest());
+        smallest.unwrap_or(PageSize::SIZE_4K).bytes()
+    }
+
+    /// A zeroed buffer of so many of the smallest pages; a power of two.
+    pub(crate) fn pages(&self, count: u64) -> Result<Buffer, TestError> {
+        Ok(self.machine.buffer(count * self.page())?)
     }
 
     /// The engine called `name`.
@@ -111,56 +125,45 @@ impl<'m> Rig<'m> {
             iommu_harness::Access::Read => Access::Read,
             iommu_harness::Access::Write => Access::Write,
         };
-        let page = iova.align_down(4096);
-        let fault = faults.iter().find(|fault| fault.iova == Some(page) && fault.access == wanted);
-        let fault = fault.unwrap_or_else(|| panic!("no {wanted} fault at {page} in {faults:?}"));
+        // Not every unit tells the exact address.
+        let page = Some(iova.align_down(4096));
+        let told =
+            |fault: &&FaultRecord| fault.iova.map(|iova| iova.align_down(4096)) == page && fault.access == wanted;
+        let fault = faults.iter().find(told);
+        let fault = fault.unwrap_or_else(|| panic!("no {wanted} fault at {iova} in {faults:?}"));
         assert_eq!(fault.source, engine.requester());
         *fault
     }
 
-    /// The reason that is recorded for such a refusal in `domain` (VT-d 7.1.3), or that this machine
-    /// records instead.
-    pub(crate) fn reason(&self, domain: &Domain, access: iommu_harness::Access, refusal: Refusal) -> u32 {
-        let base = self.machine.iommu_base().expect("there is a unit");
-        let registers = self.machine.platform().map_registers(base, 4096).expect("registers can be mapped");
-        // RTADDR.TTM.
-        let scalable = registers.read64(0x20) & 0xc00 == 0x400;
-        let write = access == iommu_harness::Access::Write;
+    /// Kind and number of the record of such a refusal in `domain`, on this machine.
+    pub(crate) fn refusal(
+        &self,
+        domain: &Domain,
+        access: iommu_harness::Access,
+        refusal: Refusal,
+    ) -> Result<(FaultKind, u32), TestError> {
         let stage = domain.ops().stage().expect("a paging domain has a stage");
-        let reason = match (refusal, stage) {
-            (Refusal::Absent, Stage::First) => 0x71,
-            (Refusal::Absent, Stage::Second) if scalable => 0x79,
-            (Refusal::Beyond, Stage::First) => 0x80,
-            (Refusal::Beyond, Stage::Second) => {
-                if scalable {
-                    0x84
-                } else {
-                    4
-                }
-            }
-            (Refusal::Forbidden, _) if scalable => {
-                if write {
-                    0x85
-                } else {
-                    0x86
-                }
-            }
-            (Refusal::Absent | Refusal::Forbidden, _) => {
-                if write {
-                    5
-                } else {
-                    6
-                }
-            }
-        };
-        self.machine.quirks().map_or(reason, |quirks| quirks.vtd_reason(stage, access, reason))
+        self.firmware.refusal(self.machine, stage, access, refusal)
     }
 
-    /// Asserts that a record says that the device has no domain.
+    /// Asserts that `name` has no domain: it cannot do `access` at `iova`, nor reach memory without
+    /// translation, and what is told says so.
     #[track_caller]
-    pub(crate) fn assert_no_domain(&self, fault: &FaultRecord) {
-        let quirk = self.machine.quirks().is_some_and(|quirks| fault.reason == quirks.vtd_absent_pasid_reason);
-        assert!(fault.kind == FaultKind::Blocked || quirk, "{fault}");
+    pub(crate) fn assert_no_domain(&self, name: &str, iova: Iova, access: iommu_harness::Access) {
+        if self.firmware.tells_of_blocked() {
+            let fault = self.assert_blocked(name, iova, access);
+            let quirk = self.machine.quirks().is_some_and(|quirks| fault.reason == quirks.vtd_absent_pasid_reason);
+            assert!(fault.kind == FaultKind::Blocked || quirk, "{fault}");
+        } else {
+            let _ = self.faults();
+            let _ = self.engine(name).poke(iova, access).expect("the device can express it");
+            let faults = self.faults();
+            assert!(faults.iter().all(|fault| fault.kind == FaultKind::Blocked), "{faults:?}");
+        }
+        let buffer = self.machine.buffer(4096).expect("a page is left");
+        let _ = self.engine(name).poke(buffer.iova(), iommu_harness::Access::Write).expect("the device can express it");
+        assert!(buffer.is_filled(0), "{name} is not translated");
+        let _ = self.faults();
     }
 
     /// Asserts that `name` can write a buffer at `iova` and read it back: the data arrives in both
@@ -178,20 +181,15 @@ impl<'m> Rig<'m> {
     }
 }
 
-/// Why a request is refused.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    /// Nothing is mapped.
-    Absent,
-    /// What is mapped does not permit it.
-    Forbidden,
-    /// The address is too wide.
-    Beyond,
-}
-
-/// Whether the domain's table is in the format of the processor's own.
+/// Whether the domain's table is in the format of the processor's own, in which what is present can be read.
 pub(crate) fn is_first_stage(domain: &Domain) -> bool {
     domain.ops().stage() == Some(Stage::First)
+}
+
+/// The largest size of a page that `domain` has, up to `size`.
+pub(crate) fn at_most(domain: &Domain, size: PageSize) -> PageSize {
+    let sizes = domain.page_sizes().iter().filter(|known| *known <= size);
+    sizes.last().expect("every domain has a size of pages")
 }
 
 /// Maps a whole buffer at `iova`.

@@ -1,21 +1,22 @@
 //! Mappings of every size, and that changes of them are seen.
 
 use iommu::pgtable::{PageSize, PageSizes};
-use iommu::{Domain, Error, Iova, PhysRange, Prot};
+use iommu::{Error, Iova, PhysRange, Prot};
 use iommu_harness::{Access, Machine, TestResult};
 
-use crate::rig::{Rig, is_first_stage, map, phys, range, unmap};
+use crate::rig::{Rig, at_most, is_first_stage, map, phys, range, unmap};
 
-/// Pages of 4 KiB that lie apart in memory, side by side for the device.
+/// Small pages that lie apart in memory, side by side for the device.
 pub(crate) fn small_pages(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
-    let (first, second) = (machine.buffer(4096)?, machine.buffer(4096)?);
+    let (first, second) = (rig.pages(1)?, rig.pages(1)?);
+    let page = rig.page();
     map(&domain, 0x10_0000, &second, Prot::RW)?;
-    map(&domain, 0x10_1000, &first, Prot::RW)?;
+    map(&domain, 0x10_0000 + page, &first, Prot::RW)?;
     rig.assert_reaches("edu", Iova::new(0x10_0000), &second, 0, 2048);
-    rig.assert_reaches("edu", Iova::new(0x10_1000), &first, 0, 2048);
-    assert!(domain.walk(range(0x10_0000, 0x2000)).all(|run| run.page_size == PageSize::SIZE_4K));
+    rig.assert_reaches("edu", Iova::new(0x10_0000 + page), &first, 0, 2048);
+    assert!(domain.walk(range(0x10_0000, 2 * page)).all(|run| run.page_size.bytes() == page));
     Ok(())
 }
 
@@ -23,18 +24,14 @@ pub(crate) fn small_pages(machine: &dyn Machine) -> TestResult {
 pub(crate) fn odd_offsets(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
-    let buffer = machine.buffer(0x4000)?;
-    map(&domain, 0x1234_5000, &buffer, Prot::RW)?;
-    for (offset, bytes) in [(1, 1), (0xffe, 4), (0xfff, 2), (0x1003, 1021), (0x3001, 0xffe)] {
-        rig.assert_reaches("edu", Iova::new(0x1234_5000 + offset), &buffer, offset, bytes);
+    let buffer = rig.pages(4)?;
+    let (page, start) = (rig.page(), 0x1234_5000 & !(rig.page() - 1));
+    map(&domain, start, &buffer, Prot::RW)?;
+    let places = [(1, 1), (page - 2, 4), (page - 1, 2), (page + 3, 1021), (3 * page + 1, 0xffe)];
+    for (offset, bytes) in places {
+        rig.assert_reaches("edu", Iova::new(start + offset), &buffer, offset, bytes);
     }
     Ok(())
-}
-
-/// The largest size of a page that `domain` has, up to `size`.
-fn at_most(domain: &Domain, size: PageSize) -> PageSize {
-    let known = [PageSize::SIZE_1G, PageSize::SIZE_2M].into_iter().filter(|known| *known <= size);
-    known.into_iter().find(|known| domain.page_sizes().contains(*known)).unwrap_or(PageSize::SIZE_4K)
 }
 
 /// One page of 2 MiB.
@@ -51,40 +48,42 @@ pub(crate) fn large_pages(machine: &dyn Machine) -> TestResult {
     Ok(())
 }
 
-/// One page of 1 GiB over all of low memory, used where RAM is.
+/// One page of 1 GiB over all of the memory around a buffer.
 pub(crate) fn huge_pages(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
     let buffer = machine.buffer(0x2000)?;
     let giant = range(0x10_0000_0000, 1 << 30);
+    let around = buffer.phys().align_down(1 << 30);
     // SAFETY: the device is told to use the buffer only.
-    unsafe { domain.map(giant, iommu::PhysAddr::new(0), Prot::RW) }?;
+    unsafe { domain.map(giant, around, Prot::RW) }?;
     assert!(domain.walk(giant).all(|run| run.page_size == at_most(&domain, PageSize::SIZE_1G)));
-    let iova = Iova::new(0x10_0000_0000 + buffer.phys().as_u64());
+    let iova = Iova::new(0x10_0000_0000 + (buffer.phys().as_u64() - around.as_u64()));
     rig.assert_reaches("edu", iova, &buffer, 0, 4000);
     Ok(())
 }
 
-/// 64 KiB through pages of 4 KiB in reverse order.
+/// One transfer through sixteen small pages in reverse order.
 pub(crate) fn long_copy(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("lsi")?;
-    let (from, to) = (machine.buffer(0x1_0000)?, machine.buffer(0x1_0000)?);
+    let (size, all) = (rig.page(), 16 * rig.page() as usize);
+    let (from, to) = (rig.pages(16)?, rig.pages(16)?);
     for page in 0..16 {
-        let there = range(0x20_0000 + page * 0x1000, 0x1000);
+        let there = range(0x20_0000 + page * size, size);
         // SAFETY: the buffers outlive the copy.
-        unsafe { domain.map(there, phys(&from, (15 - page) * 0x1000), Prot::READ) }?;
+        unsafe { domain.map(there, phys(&from, (15 - page) * size), Prot::READ) }?;
     }
     // The first stage cannot forbid reading.
     let prot = if is_first_stage(&domain) { Prot::RW } else { Prot::WRITE };
-    map(&domain, 0x30_0000, &to, prot)?;
+    map(&domain, 0x40_0000, &to, prot)?;
     for page in 0..16u8 {
-        from.write(u64::from(page) * 0x1000, &[page + 1; 0x1000]);
+        from.write(u64::from(page) * size, &vec![page + 1; size as usize]);
     }
-    let _ = rig.engine("lsi").copy(Iova::new(0x20_0000), Iova::new(0x30_0000), 0x1_0000)?;
+    let _ = rig.engine("lsi").copy(Iova::new(0x20_0000), Iova::new(0x40_0000), all)?;
     assert_eq!(rig.faults(), []);
     for page in 0..16u8 {
-        assert_eq!(to.read(u64::from(page) * 0x1000, 0x1000), [16 - page; 0x1000], "page {page}");
+        assert!(to.read(u64::from(page) * size, size as usize).iter().all(|byte| *byte == 16 - page), "page {page}");
     }
     Ok(())
 }
@@ -93,13 +92,14 @@ pub(crate) fn long_copy(machine: &dyn Machine) -> TestResult {
 pub(crate) fn scattered(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
-    let (first, second) = (machine.buffer(0x2000)?, machine.buffer(0x1000)?);
-    let half = |offset| PhysRange::from_len(phys(&first, offset), 0x1000);
+    let page = rig.page();
+    let (first, second) = (rig.pages(2)?, rig.pages(1)?);
+    let half = |offset| PhysRange::from_len(phys(&first, offset), page);
     // SAFETY: the buffers outlive what the device does.
-    let mapped = unsafe { domain.map_sg(Iova::new(0x50_0000), &[half(0)?, half(0x1000)?, second.range()], Prot::RW) }?;
-    assert_eq!(mapped, range(0x50_0000, 0x3000));
-    rig.assert_reaches("edu", Iova::new(0x50_0800), &first, 0x800, 0x1000);
-    rig.assert_reaches("edu", Iova::new(0x50_2000), &second, 0, 0x800);
+    let mapped = unsafe { domain.map_sg(Iova::new(0x50_0000), &[half(0)?, half(page)?, second.range()], Prot::RW) }?;
+    assert_eq!(mapped, range(0x50_0000, 3 * page));
+    rig.assert_reaches("edu", Iova::new(0x50_0000 + page - 0x800), &first, page - 0x800, 0x1000);
+    rig.assert_reaches("edu", Iova::new(0x50_0000 + 2 * page), &second, 0, 0x800);
     Ok(())
 }
 
@@ -107,10 +107,11 @@ pub(crate) fn scattered(machine: &dyn Machine) -> TestResult {
 pub(crate) fn top_of_the_window(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
-    let buffer = machine.buffer(4096)?;
+    let buffer = rig.pages(1)?;
     let last = domain.geometry().expect("a paging domain has windows").last().as_u64();
-    map(&domain, last & !0xfff, &buffer, Prot::RW)?;
-    rig.assert_reaches("edu", Iova::new(last & !0xfff), &buffer, 0, 4000);
+    let start = last & !(rig.page() - 1);
+    map(&domain, start, &buffer, Prot::RW)?;
+    rig.assert_reaches("edu", Iova::new(start), &buffer, 0, 4000);
     Ok(())
 }
 
@@ -118,7 +119,7 @@ pub(crate) fn top_of_the_window(machine: &dyn Machine) -> TestResult {
 pub(crate) fn unmap_after_warm(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
-    let buffer = machine.buffer(4096)?;
+    let buffer = rig.pages(1)?;
     let mapped = map(&domain, 0x60_0000, &buffer, Prot::RW)?;
     rig.assert_reaches("edu", Iova::new(0x60_0000), &buffer, 0, 64);
     unmap(&domain, mapped)?;
@@ -133,7 +134,7 @@ pub(crate) fn unmap_after_warm(machine: &dyn Machine) -> TestResult {
 pub(crate) fn absent_then_mapped(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
-    let buffer = machine.buffer(4096)?;
+    let buffer = rig.pages(1)?;
     for iova in [0x60_0000, 0x8060_0000] {
         rig.assert_blocked("edu", Iova::new(iova), Access::Read);
         map(&domain, iova, &buffer, Prot::RW)?;
@@ -146,7 +147,7 @@ pub(crate) fn absent_then_mapped(machine: &dyn Machine) -> TestResult {
 pub(crate) fn unmap_many_after_warm(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
-    let buffer = machine.buffer(4096)?;
+    let buffer = rig.pages(1)?;
     // More than a gather keeps apart, and no more than a source may fault before it is muted.
     let pages: Vec<u64> = (0..10).map(|index| 0x100_0000 + index * 0x30_0000).collect();
     for &page in &pages {
@@ -156,7 +157,7 @@ pub(crate) fn unmap_many_after_warm(machine: &dyn Machine) -> TestResult {
     let mut gather = domain.gather();
     for &page in &pages {
         // SAFETY: one thread.
-        unsafe { domain.unmap(range(page, 4096), &mut gather) }?;
+        unsafe { domain.unmap(range(page, rig.page()), &mut gather) }?;
     }
     gather.sync().map_err(Error::from)?;
     for &page in &pages {
@@ -169,7 +170,7 @@ pub(crate) fn unmap_many_after_warm(machine: &dyn Machine) -> TestResult {
 pub(crate) fn remap_is_seen(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
-    let (first, second) = (machine.buffer(4096)?, machine.buffer(4096)?);
+    let (first, second) = (rig.pages(1)?, rig.pages(1)?);
     for _ in 0..3 {
         for buffer in [&first, &second] {
             let mapped = map(&domain, 0x70_0000, buffer, Prot::RW)?;
@@ -184,7 +185,7 @@ pub(crate) fn remap_is_seen(machine: &dyn Machine) -> TestResult {
 pub(crate) fn protect_is_seen(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
-    let buffer = machine.buffer(4096)?;
+    let buffer = rig.pages(1)?;
     let mapped = map(&domain, 0x80_0000, &buffer, Prot::RW)?;
     rig.assert_reaches("edu", Iova::new(0x80_0000), &buffer, 0, 64);
     // SAFETY: the buffer is the test's.
@@ -204,8 +205,9 @@ pub(crate) fn cut_keeps_the_rest(machine: &dyn Machine) -> TestResult {
     map(&domain, 0x4000_0000, &buffer, Prot::RW)?;
     rig.assert_reaches("edu", Iova::new(0x4000_0000), &buffer, 0, 64);
     let middle = range(0x4008_0000, 0x1_0000);
-    if domain.page_sizes().contains(PageSize::SIZE_2M) {
-        let refused = Error::PartialPage { page: Iova::new(0x4000_0000), size: PageSize::SIZE_2M };
+    let size = at_most(&domain, PageSize::SIZE_2M);
+    if size.bytes() > 0x1_0000 {
+        let refused = Error::PartialPage { page: middle.start().align_down(size.bytes()), size };
         assert_eq!(unmap(&domain, middle), Err(refused));
     }
     // SAFETY: one thread.
@@ -225,7 +227,7 @@ pub(crate) fn table_comes_back(machine: &dyn Machine) -> TestResult {
     let buffer = machine.buffer(2 << 20)?;
     let there = range(0x4000_0000, 2 << 20);
     // SAFETY: the buffer outlives what the device does.
-    unsafe { domain.map_with(there, buffer.phys(), Prot::RW, PageSizes::only(PageSize::SIZE_4K)) }?;
+    unsafe { domain.map_with(there, buffer.phys(), Prot::RW, PageSizes::from_bits(rig.page())) }?;
     rig.assert_reaches("edu", Iova::new(0x4000_3000), &buffer, 0x3000, 512);
     for half in [range(0x4000_0000, 1 << 20), range(0x4010_0000, 1 << 20)] {
         unmap(&domain, half)?;
@@ -240,7 +242,7 @@ pub(crate) fn table_comes_back(machine: &dyn Machine) -> TestResult {
 pub(crate) fn deferred(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
-    let buffer = machine.buffer(4096)?;
+    let buffer = rig.pages(1)?;
     let mapped = map(&domain, 0x90_0000, &buffer, Prot::RW)?;
     rig.assert_reaches("edu", Iova::new(0x90_0000), &buffer, 0, 64);
     let mut gather = domain.gather();

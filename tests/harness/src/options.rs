@@ -296,6 +296,12 @@ impl<B> MachineOptions<B> {
         self
     }
 
+    /// With these devices on the root bus.
+    pub fn nodes(mut self, nodes: impl IntoIterator<Item = Node>) -> Self {
+        self.topology.extend(nodes);
+        self
+    }
+
     /// With more of QEMU's own arguments, after all others. They mean nothing to the model.
     pub fn arguments<'a>(mut self, arguments: impl IntoIterator<Item = &'a str>) -> Self {
         self.extra.extend(arguments.into_iter().map(str::to_owned));
