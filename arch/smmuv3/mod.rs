@@ -4,6 +4,7 @@
 //! Section numbers in this folder are those of that document, issue G.b.
 
 pub mod firmware;
+pub mod driver;
 pub mod layout;
 #[cfg(feature = "device")]
 pub mod device;
