@@ -201,6 +201,10 @@ reasons! {
         Features => "a unit lacks a feature",
         /// The unit lacks pass-through and the platform tells no map of RAM.
         Identity => "no pass-through, and no map of RAM",
+        /// The unit has no page-table format that this crate builds.
+        Format => "no usable page-table format",
+        /// The unit's tables or queues are at addresses that software cannot choose.
+        Preset => "tables or queues at fixed addresses",
         /// The unit does not translate DMA at all.
         Translation => "the unit does not translate DMA",
         /// A large page of this format cannot be split while devices use it.
