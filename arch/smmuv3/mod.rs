@@ -3,8 +3,8 @@
 //!
 //! Section numbers in this folder are those of that document, issue G.b.
 
-pub mod firmware;
-pub mod driver;
-pub mod layout;
 #[cfg(feature = "device")]
 pub mod device;
+pub mod driver;
+pub mod firmware;
+pub mod layout;

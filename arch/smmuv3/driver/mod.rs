@@ -2,20 +2,18 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `update` | the stores that turn one STE or CD into another |
-
-mod update;
-
-pub use update::Passage;
 //! | `capabilities` | what a unit can do |
 //! | `registers` | commands to the unit, each with its wait |
 //! | `site` | every barrier, clean, command and wait by name |
+//! | `update` | the stores that turn one STE or CD into another |
 
 pub mod capabilities;
 pub mod registers;
 mod site;
+mod update;
 
 pub use capabilities::Capabilities;
 pub use registers::{RegisterPages, SmmuRegisters, Untranslated};
 #[cfg(order_mutants)]
 pub use site::SITES;
+pub use update::Passage;
