@@ -243,7 +243,7 @@ mod vtd {
 
         fn detach_entry(&self, tag: CacheTag) {
             assert_eq!(self.pasid.withdraw(), Some(entry(tag.id)));
-            let all = Invalidation { tag, devices: &[], ranges: &[], depth: Depth::Tables };
+            let all = Invalidation { tag, devices: &[], ranges: &[], depth: Depth::Tables, leaves: PageSizes::NONE };
             let _ = self.hardware.invalidate(&all).unwrap();
             self.pasid.clear();
             self.stage.withdraw(tag);
@@ -354,7 +354,7 @@ impl Stage {
 
     /// Detach: stop walking, invalidate all, give the number to somebody else.
     fn detach(&self, tag: CacheTag) {
-        let all = Invalidation { tag, devices: &[], ranges: &[], depth: Depth::Tables };
+        let all = Invalidation { tag, devices: &[], ranges: &[], depth: Depth::Tables, leaves: PageSizes::NONE };
         let _ = self.hardware.invalidate(&all).unwrap();
         self.withdraw(tag);
     }
@@ -448,7 +448,15 @@ fn two_releases_beside_a_reader() {
         let releasing = tags.map(|tag| beside(&stage, move |stage| stage.withdraw(tag)));
         let all: &Tags<Heap> = stage.paging.tags();
         for (unit, tag) in all.read().iter() {
-            let _ = unit.invalidate(&Invalidation { tag, devices: &[], ranges: &[], depth: Depth::Leaves }).unwrap();
+            let _ = unit
+                .invalidate(&Invalidation {
+                    tag,
+                    devices: &[],
+                    ranges: &[],
+                    depth: Depth::Leaves,
+                    leaves: PageSizes::NONE,
+                })
+                .unwrap();
         }
         releasing.into_iter().for_each(|thread| thread.join().unwrap());
         assert_eq!(all.is_empty(), stage.ids.quarantined() == 0);

@@ -8,7 +8,7 @@ use super::features::Switches;
 use super::{DirtyBitmap, DirtyTracking, Domain, DomainKind, site};
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::error::{BusyReason, Error, InvalidReason, Result, WaitReason};
-use crate::iotlb::{DeviceTlb, Flush, Invalidation, MAX_DEVICE_TLBS, Snapshot, Tags, Ticket};
+use crate::iotlb::{CacheTag, DeviceTlb, Flush, Invalidation, MAX_DEVICE_TLBS, Snapshot, Tags, Ticket};
 use crate::ops::{DomainFeatures, DomainOps, DomainSpec, MapFlush, Stage, Unit, UnitTraits};
 use crate::pgtable::{DirtyRead, Format, LiveSplit, MapError, PageSizes, PageTable, Run, Short, TableList};
 use crate::platform::Platform;
@@ -100,8 +100,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         let snapshot = self.tags.read();
         match snapshot.only() {
             Some((unit, tag)) if !site::REQUEST.is_skipped() => {
-                let (ranges, depth) = (flush.ranges(), flush.depth());
-                unit.wait(unit.invalidate(&Invalidation { tag, devices: &[], ranges, depth })?)
+                unit.wait(unit.invalidate(&request(flush, tag, &[]))?)
             }
             _ => self.invalidate_everywhere(&snapshot, flush),
         }
@@ -120,7 +119,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
                 if under_way.is_full() {
                     keep(&mut result, wait_all(&mut under_way));
                 }
-                match unit.invalidate(&Invalidation { tag, devices, ranges: flush.ranges(), depth: flush.depth() }) {
+                match unit.invalidate(&request(flush, tag, devices)) {
                     // There is room: it was emptied above when it was full.
                     Ok(ticket) => drop(under_way.push((unit, ticket))),
                     Err(error) => keep(&mut result, Err(error)),
@@ -182,7 +181,7 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
         // SAFETY: passed on to the caller.
         let result = unsafe { self.table.unmap(range, &mut flush.tables) };
         match result {
-            Ok(()) => flush.add(range),
+            Ok(()) => flush.add_noted(range),
             Err(error) => add_below(range, error, flush),
         }
         result
@@ -245,13 +244,19 @@ impl<F: Format, P: Platform> PagingDomain<F, P> {
 
     /// What a failed map leaves to do, where a device may have seen some of it.
     fn finish_undo(&self, range: IovaRange, mut flush: Flush) -> Result<()> {
-        flush.add(range);
+        flush.add_noted(range);
         let synced = self.sync(&mut flush);
         if synced.is_err() {
             self.defer(&mut flush);
         }
         synced
     }
+}
+
+/// What one unit shall drop.
+#[inline]
+fn request<'a>(flush: &'a Flush, tag: CacheTag, devices: &'a [DeviceTlb]) -> Invalidation<'a> {
+    Invalidation { tag, devices, ranges: flush.ranges(), depth: flush.depth(), leaves: flush.leaves() }
 }
 
 fn wait_all<const N: usize>(under_way: &mut heapless::Vec<(&Unit, Ticket), N>) -> Result<()> {
@@ -333,7 +338,7 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
         }
         // SAFETY: passed on to the caller.
         if unsafe { self.table.unmap_one(range) } == Short::Done {
-            flush.add(range);
+            flush.add_page(range);
             return Ok(());
         }
         // SAFETY: passed on to the caller.
@@ -343,18 +348,18 @@ impl<F: Format, P: Platform> DomainOps for PagingDomain<F, P> {
     unsafe fn cut(&self, range: IovaRange, flush: &mut Flush) -> Result<()> {
         self.check(range)?;
         // SAFETY: passed on to the caller.
-        let result = unsafe { self.table.cut(range) };
+        let result = unsafe { self.table.cut(range, &mut flush.tables) };
         // Large and small entries for one address may be cached side by side otherwise; walk caches
         // have no entry for what was a leaf.
-        flush.add(range);
+        flush.add_noted(range);
         result
     }
 
     unsafe fn protect(&self, range: IovaRange, prot: Prot, flush: &mut Flush) -> Result<()> {
         self.check(range)?;
         // SAFETY: passed on to the caller.
-        let result = unsafe { self.table.protect(range, prot) };
-        flush.add(range);
+        let result = unsafe { self.table.protect(range, prot, &mut flush.tables) };
+        flush.add_noted(range);
         result
     }
 
@@ -420,7 +425,7 @@ fn add_below(range: IovaRange, error: Error, flush: &mut Flush) {
     };
     let below = page.as_u64().checked_sub(1).and_then(|last| IovaRange::new(range.start(), Iova::new(last)).ok());
     if let Some(done) = below {
-        flush.add(done);
+        flush.add_noted(done);
     }
 }
 

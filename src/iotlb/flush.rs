@@ -2,7 +2,7 @@
 
 use crate::addr::IovaRange;
 use crate::iotlb::Depth;
-use crate::pgtable::TableList;
+use crate::pgtable::{PageSizes, TableList};
 use crate::platform::Platform;
 
 /// Ranges that a gather keeps apart. When one more would be needed, the new range is joined with
@@ -13,7 +13,7 @@ pub const GATHER_RANGES: usize = 8;
 #[derive(Debug, Default)]
 pub struct Flush {
     ranges: heapless::Vec<IovaRange, GATHER_RANGES>,
-    /// Detached tables, to be freed after the invalidation.
+    /// Detached tables, to be freed after the invalidation; and the sizes of other leaves.
     pub tables: TableList,
     /// Whether tables may have been put in where an absent entry can be cached.
     installs: bool,
@@ -52,16 +52,39 @@ impl Flush {
         if self.tables.is_empty() && !self.installs { Depth::Leaves } else { Depth::Tables }
     }
 
+    /// The sizes of the leaf entries that were removed or changed in the ranges. Empty when that is not
+    /// known, so that they may be of any size, and whenever tables are concerned.
+    pub fn leaves(&self) -> PageSizes {
+        let leaves = self.tables.leaves();
+        if self.depth() == Depth::Tables || leaves == PageSizes::ALL { PageSizes::NONE } else { leaves }
+    }
+
     /// Adds a range that was mapped, for units that cache absent entries: a walk cache may hold an absent
     /// entry of any level there, from before this map or one that failed after it had put tables in.
     pub fn add_mapped(&mut self, range: IovaRange) {
         self.installs = true;
-        self.add(range);
+        self.add_noted(range);
     }
 
-    /// Adds a range; one that touches or overlaps it is merged.
+    /// Adds a range in which leaves of any size were removed or changed.
     #[inline]
     pub fn add(&mut self, range: IovaRange) {
+        self.tables.note(PageSizes::ALL);
+        self.add_noted(range);
+    }
+
+    /// Adds a range that was a page of one entry.
+    #[inline]
+    pub fn add_page(&mut self, range: IovaRange) {
+        let bytes = (range.start().as_u64() ^ range.last().as_u64()).wrapping_add(1);
+        self.tables.note(PageSizes::from_bits(bytes));
+        self.add_noted(range);
+    }
+
+    /// Adds a range of which [`tables`](Self::tables) has noted the sizes of leaves, as operations on a
+    /// page table do. One that touches or overlaps it is merged.
+    #[inline]
+    pub fn add_noted(&mut self, range: IovaRange) {
         // Mostly it is the first, or there is one, and this begins inside it or right behind it.
         match self.ranges.as_mut_slice() {
             [] => drop(self.ranges.push(range)),
@@ -107,7 +130,7 @@ impl Flush {
     /// Takes over all of `other`, which is of the same domain.
     pub fn append<P: Platform>(&mut self, platform: &P, other: &mut Self) {
         for range in core::mem::take(&mut other.ranges) {
-            self.add(range);
+            self.add_noted(range);
         }
         self.tables.append(platform, core::mem::take(&mut other.tables));
         self.installs |= core::mem::take(&mut other.installs);
@@ -132,9 +155,15 @@ fn gap(a: IovaRange, b: IovaRange) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+    use std::boxed::Box;
+    use std::vec;
+
     use super::{Flush, GATHER_RANGES};
     use crate::addr::{Iova, IovaRange};
     use crate::iotlb::Depth;
+    use crate::pgtable::PageSizes;
+    use crate::platform::{Arena, Frame};
 
     fn pages(first: u64, count: u64) -> IovaRange {
         IovaRange::from_len(Iova::new(first << 12), count << 12).unwrap()
@@ -165,6 +194,35 @@ mod tests {
         assert_eq!(flush.depth(), Depth::Leaves);
         flush.add_mapped(pages(2, 1));
         assert_eq!((flush.depth(), flush.ranges()), (Depth::Tables, [pages(1, 2)].as_slice()));
+    }
+
+    #[test]
+    fn sizes_are_known_only_if_all_are() {
+        let sizes = PageSizes::from_bits;
+        let arena: &'static Arena = Arena::new(Box::leak(vec![Frame::ZERO; 1].into_boxed_slice())).unwrap();
+        let (mut flush, mut other) = (Flush::new(), Flush::new());
+        assert_eq!(flush.leaves(), PageSizes::NONE);
+        flush.add_page(pages(512, 512));
+        assert_eq!(flush.leaves(), sizes(1 << 21));
+        // Far apart, merged and joined for want of room: it is all the same.
+        for page in 0..2 * GATHER_RANGES as u64 {
+            flush.add_page(pages(page * 3, 1));
+        }
+        other.tables.note(sizes(1 << 30));
+        other.add_noted(pages(1 << 18, 1 << 18));
+        flush.append(&arena, &mut other);
+        assert_eq!(flush.leaves(), sizes(1 << 12 | 1 << 21 | 1 << 30));
+        assert_eq!(other.leaves(), PageSizes::NONE);
+        other.add(pages(1, 1));
+        assert_eq!(other.leaves(), PageSizes::NONE);
+        flush.append(&arena, &mut other);
+        flush.add_page(pages(9, 1));
+        assert_eq!(flush.leaves(), PageSizes::NONE);
+        assert!(flush.finish().is_empty());
+        flush.add_page(pages(9, 1));
+        assert_eq!(flush.leaves(), sizes(1 << 12));
+        flush.add_mapped(pages(2, 1));
+        assert_eq!(flush.leaves(), PageSizes::NONE);
     }
 
     #[test]

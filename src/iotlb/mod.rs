@@ -12,6 +12,7 @@ pub use gather::{Gather, SyncError};
 pub use tags::{CacheTag, DeviceTlb, Last, Snapshot, Tags};
 
 use crate::addr::IovaRange;
+use crate::pgtable::PageSizes;
 
 /// A promise of a unit that an invalidation was submitted; `IommuOps::wait` redeems it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,4 +45,7 @@ pub struct Invalidation<'a> {
     pub ranges: &'a [IovaRange],
     /// Whether tables are concerned.
     pub depth: Depth,
+    /// The sizes of the leaf entries that were removed or changed there; of a page of several entries,
+    /// the size of each. Empty when that is not known, so that they may be of any size.
+    pub leaves: PageSizes,
 }

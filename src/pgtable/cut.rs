@@ -1,8 +1,8 @@
 //! Splitting large pages at the edges of a range.
 
-use super::geometry::{low_mask, shift};
+use super::geometry::{entry_size, low_mask, shift};
 use super::table::Kind;
-use super::{Format, LiveSplit, PageTable, site};
+use super::{Format, LiveSplit, PageTable, TableList, site};
 use crate::addr::{IovaRange, PhysAddr};
 use crate::error::{Error, Result, UnsupportedReason};
 use crate::hwmem::{Entry, Table};
@@ -11,7 +11,7 @@ use crate::platform::Platform;
 impl<F: Format, P: Platform> PageTable<F, P> {
     /// Splits the large pages that reach into `range` from outside, so that
     /// [`unmap`](Self::unmap) and [`protect`](Self::protect) work on exactly this range. Every address
-    /// stays mapped as it was, at every moment. Any context.
+    /// stays mapped as it was, at every moment. `changed` notes the sizes of what is split. Any context.
     ///
     /// Until the caller has invalidated it, hardware may go on using the large page, so it does so
     /// before it changes only one part of it.
@@ -26,17 +26,17 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// # Safety
     /// No other call that changes the table works on the range, or on a page that reaches into it, at
     /// the same time.
-    pub unsafe fn cut(&self, range: IovaRange) -> Result<()> {
+    pub unsafe fn cut(&self, range: IovaRange, changed: &mut TableList) -> Result<()> {
         let (at, last) = self.offsets(range, 0, self.sizes)?;
-        self.cut_at(at)?;
+        self.cut_at(at, changed)?;
         match last.checked_add(1) {
-            Some(end) if self.offset(self.iova(end)).is_some() => self.cut_at(end),
+            Some(end) if self.offset(self.iova(end)).is_some() => self.cut_at(end, changed),
             _ => Ok(()),
         }
     }
 
     /// Makes sure that no page lies across `edge`.
-    fn cut_at(&self, edge: u64) -> Result<()> {
+    fn cut_at(&self, edge: u64, changed: &mut TableList) -> Result<()> {
         let mut level = self.top;
         let mut table = self.root_table();
         // Each turn goes a level down or makes the page smaller.
@@ -54,6 +54,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                     if edge & low_mask(log2) == 0 {
                         return Ok(());
                     }
+                    // Also in between: hardware may have cached each size.
+                    changed.note(entry_size::<F>(level));
                     self.split(table, level, edge & !low_mask(log2), log2)?;
                 }
             }

@@ -22,6 +22,12 @@ pub(super) fn shift<F: Format>(level: u8) -> u32 {
     u32::from(F::GRANULE_LOG2) + u32::from(level) * u32::from(F::INDEX_BITS)
 }
 
+/// The size of an entry of `level`.
+#[inline(always)]
+pub(super) fn entry_size<F: Format>(level: u8) -> PageSizes {
+    PageSizes::from_bits(1 << shift::<F>(level))
+}
+
 /// The highest offset that the entry of `level` around `at` translates.
 #[inline(always)]
 pub(super) fn entry_last<F: Format>(level: u8, at: u64) -> u64 {

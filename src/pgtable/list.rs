@@ -1,5 +1,6 @@
-//! Tables that were detached from the tree and are not freed yet.
+//! Tables that were detached from the tree and are not freed yet, and what else was removed with them.
 
+use super::PageSizes;
 use crate::addr::PhysAddr;
 use crate::hwmem::Table;
 use crate::platform::Platform;
@@ -19,6 +20,9 @@ pub(super) const LINK_BITS: u64 = LINK | LEVEL_MASK << LEVEL_SHIFT;
 /// [`PageTable::free`](super::PageTable::free) once the invalidation of everything detached has
 /// completed. Dropping it instead leaks the frames, which is safe.
 ///
+/// It also says of which sizes the leaves were that were removed or changed meanwhile, for hardware that
+/// invalidates one size sooner than any.
+///
 /// ```
 /// use iommu::pgtable::TableList;
 /// let stray = TableList::new();
@@ -31,13 +35,14 @@ pub struct TableList {
     head: u64,
     /// The last table; meaningless while the list is empty.
     tail: PhysAddr,
+    leaves: PageSizes,
 }
 
 impl TableList {
     /// A list of no tables.
     #[inline]
     pub const fn new() -> Self {
-        Self { head: 0, tail: PhysAddr::new(0) }
+        Self { head: 0, tail: PhysAddr::new(0), leaves: PageSizes::NONE }
     }
 
     /// Whether no table is in the list.
@@ -46,8 +51,22 @@ impl TableList {
         self.head == 0
     }
 
-    /// Adds all tables of `other`, a list of the same page table, in constant time.
+    /// The sizes of the leaf entries that were removed or changed: of a page of several entries, the size
+    /// of each. What lies in the tables of the list is not known.
+    #[inline]
+    pub fn leaves(&self) -> PageSizes {
+        self.leaves
+    }
+
+    /// Notes that leaf entries of these sizes were removed or changed.
+    #[inline]
+    pub fn note(&mut self, leaves: PageSizes) {
+        self.leaves = self.leaves.union(leaves);
+    }
+
+    /// Adds all that `other` holds, a list of the same page table, in constant time.
     pub fn append<P: Platform>(&mut self, platform: &P, other: Self) {
+        self.note(other.leaves);
         if other.is_empty() {
             return;
         }
@@ -88,7 +107,7 @@ impl TableList {
 
     /// The list that begins with this link; walks it to find its end.
     pub(super) fn from_head<P: Platform>(platform: &P, head: u64) -> Self {
-        let mut list = Self { head, tail: PhysAddr::new(0) };
+        let mut list = Self { head, ..Self::new() };
         let mut link = head;
         while let Some((phys, _)) = decode(link) {
             list.tail = phys;
@@ -114,6 +133,7 @@ mod tests {
     use super::TableList;
     use crate::addr::PhysAddr;
     use crate::hwmem::Table;
+    use crate::pgtable::PageSizes;
     use crate::platform::{Arena, Frame};
 
     #[test]
@@ -126,8 +146,11 @@ mod tests {
             // SAFETY: allocated above and in no list.
             unsafe { target.push(&arena, *frame, level as u8) };
         }
+        other.note(PageSizes::from_bits(1 << 12));
+        list.note(PageSizes::from_bits(1 << 21));
         list.append(&arena, TableList::new());
         list.append(&arena, other);
+        assert_eq!(list.leaves(), PageSizes::from_bits(1 << 12 | 1 << 21));
         let mut found = vec![];
         while let Some((phys, level)) = list.pop(&arena) {
             assert_eq!(frames[usize::from(level)], phys);

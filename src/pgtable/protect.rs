@@ -1,9 +1,9 @@
 //! Changing permissions.
 
 use super::fmt::AccessedDirty;
-use super::geometry::{entry_last, shift};
+use super::geometry::{entry_last, entry_size, shift};
 use super::table::Kind;
-use super::{Format, PageTable, site};
+use super::{Format, PageTable, TableList, site};
 use crate::addr::IovaRange;
 use crate::error::{Error, Result, UnsupportedReason};
 use crate::hwmem::{Entry, Table};
@@ -12,7 +12,7 @@ use crate::prot::Prot;
 
 impl<F: Format, P: Platform> PageTable<F, P> {
     /// Gives every page in `range` the permissions `prot`; accessed and dirty bits that hardware sets
-    /// are kept. Any context.
+    /// are kept. `changed` notes the sizes of the leaves. Any context.
     ///
     /// The caller owes an invalidation of the range before it relies on the change.
     ///
@@ -27,14 +27,22 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     /// # Safety
     /// - No other call that changes the table works on an overlapping range at the same time.
     /// - As for [`map`](Self::map), devices may use the memory in the new way.
-    pub unsafe fn protect(&self, range: IovaRange, prot: Prot) -> Result<()> {
+    pub unsafe fn protect(&self, range: IovaRange, prot: Prot, changed: &mut TableList) -> Result<()> {
         let attributes = self.attributes(prot)?;
         let (at, last) = self.offsets(range, 0, self.sizes)?;
-        self.rewrite(self.root_table(), self.top, at, last, attributes)
+        self.rewrite(self.root_table(), self.top, at, last, attributes, changed)
     }
 
     /// Rewrites the leaves of `start..=end` in a table of `level` and below.
-    fn rewrite(&self, table: Table<'_>, level: u8, start: u64, end: u64, attributes: u64) -> Result<()> {
+    fn rewrite(
+        &self,
+        table: Table<'_>,
+        level: u8,
+        start: u64,
+        end: u64,
+        attributes: u64,
+        changed: &mut TableList,
+    ) -> Result<()> {
         let first = self.index(level, start);
         let entries = table.entries(first, self.index(level, end) - first + 1);
         let mut at = start;
@@ -47,7 +55,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                 Kind::Absent => result = Err(Error::NotMapped { iova: self.iova(at) }),
                 Kind::Table(child) => {
                     // SAFETY: linked in this tree, on the way to a range that belongs to this call.
-                    result = self.rewrite(unsafe { self.table(child) }, level - 1, at, last, attributes);
+                    result = self.rewrite(unsafe { self.table(child) }, level - 1, at, last, attributes, changed);
                 }
                 Kind::Leaf => {
                     result = self.page_within(level, found, at, start, end);
@@ -55,6 +63,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                         result = Err(Error::Unsupported(UnsupportedReason::MemoryType));
                     }
                     if result.is_ok() {
+                        changed.note(entry_size::<F>(level));
                         self.rewrite_leaf(entry, level, found, at, attributes);
                         written = if written.is_empty() { index..index + 1 } else { written.start..index + 1 };
                     }

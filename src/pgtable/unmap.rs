@@ -1,7 +1,7 @@
 //! Unmapping: clear entries, detach tables that are covered whole.
 
 use super::fmt::AccessedDirty;
-use super::geometry::{entry_last, has_items, low_mask, shift};
+use super::geometry::{entry_last, entry_size, has_items, low_mask, shift};
 use super::list::TableList;
 use super::table::{Kind, Place};
 use super::{Format, PageSize, PageTable, site};
@@ -12,7 +12,7 @@ use crate::platform::Platform;
 
 impl<F: Format, P: Platform> PageTable<F, P> {
     /// Unmaps `range`; holes in it are no error. Tables that it covers whole are detached with one
-    /// store, unread, and go to `stray`. Any context.
+    /// store, unread, and go to `stray`, which also notes the sizes of other leaves. Any context.
     ///
     /// The caller owes an invalidation of the range, and of the walk caches if `stray` is not empty,
     /// before the memory or the tables are used for anything else.
@@ -38,6 +38,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             if low >> shift::<F>(1) == 0
                 && let Some(Place { table, index, .. }) = self.descend(at, shift::<F>(0))
             {
+                stray.note(entry_size::<F>(0));
                 return self.clear_leaves(table, index, at, last);
             }
         } else if !has_items::<F>()
@@ -50,6 +51,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             // An aligned power of two: one large page?
             let entry = table.entry(index);
             if self.kind(level, entry.load()) == Kind::Leaf {
+                stray.note(entry_size::<F>(level));
                 self.clear_leaf(entry);
                 self.clean(site::UNMAP_LARGE_CLEAN, table, index, 1);
                 return Ok(());
@@ -69,6 +71,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         stray: &mut TableList,
     ) -> Result<()> {
         if level == 0 {
+            stray.note(entry_size::<F>(0));
             return self.clear_leaves(table, self.index(0, start), start, end);
         }
         let first = self.index(level, start);
@@ -96,6 +99,7 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                 Kind::Leaf => {
                     result = self.page_within(level, found, at, start, end);
                     if result.is_ok() {
+                        stray.note(entry_size::<F>(level));
                         self.clear_leaf(entry);
                         cleared = if cleared.is_empty() { index..index + 1 } else { cleared.start..index + 1 };
                     }

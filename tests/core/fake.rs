@@ -389,7 +389,8 @@ impl FakeUnit {
     fn leave(&self, unit: &Unit, entry: Entry) {
         let (Some((tag, ..)), Some(table)) = (entry.paging, Table::of(&entry.domain)) else { return };
         let devices: Vec<_> = entry.device.and_then(|tag| tag.device).into_iter().collect();
-        let everything = Invalidation { tag, devices: &devices, ranges: &[], depth: Depth::Tables };
+        let everything =
+            Invalidation { tag, devices: &devices, ranges: &[], depth: Depth::Tables, leaves: PageSizes::NONE };
         let invalidated = self.invalidate(&everything).and_then(|ticket| self.wait(ticket));
         if invalidated.is_err() {
             self.ids.quarantine(tag.id);
@@ -583,7 +584,8 @@ impl IommuOps for FakeUnit {
             changed
         };
         if changed {
-            let everything = Invalidation { tag, devices: &[], ranges: &[], depth: Depth::Leaves };
+            let everything =
+                Invalidation { tag, devices: &[], ranges: &[], depth: Depth::Leaves, leaves: PageSizes::NONE };
             self.wait(self.invalidate(&everything)?)?;
         }
         Ok(())
@@ -597,7 +599,7 @@ impl IommuOps for FakeUnit {
         }
         state.tickets += 1;
         let ticket = Ticket(state.tickets);
-        let Invalidation { tag, devices, ranges, depth } = *invalidation;
+        let Invalidation { tag, devices, ranges, depth, leaves: _ } = *invalidation;
         state.log.push(Event::Invalidate(tag.id, ranges.len(), depth));
         state.queue.push((ticket, Told { tag, devices: devices.to_vec(), ranges: ranges.to_vec(), depth }));
         Ok(ticket)

@@ -98,14 +98,22 @@ impl Model {
         Ok(())
     }
 
-    /// Splits pages until none lies across an edge of the range.
-    pub(crate) fn cut(&mut self, range: IovaRange, sizes: PageSizes) {
+    /// The pages that begin in the range.
+    pub(crate) fn pages_in(&self, range: IovaRange) -> Vec<(u64, Page)> {
+        let (start, last) = (range.start().as_u64(), range.last().as_u64());
+        self.pages.range(start..=last).map(|(&at, &page)| (at, page)).collect()
+    }
+
+    /// Splits pages until none lies across an edge of the range; gives the sizes of those that were.
+    pub(crate) fn cut(&mut self, range: IovaRange, sizes: PageSizes) -> Vec<u8> {
+        let mut split = Vec::new();
         for edge in [Some(range.start().as_u64()), range.last().as_u64().checked_add(1)].into_iter().flatten() {
             while let Some((start, page)) = self.page_at(edge)
                 && start < edge
             {
                 let smaller =
                     sizes.iter().filter(|size| size.log2() < page.log2).last().expect("the page is not the smallest");
+                split.push(page.log2);
                 self.pages.remove(&start);
                 for offset in (0..=page.mask()).step_by(smaller.bytes() as usize) {
                     let part = Page { log2: smaller.log2(), phys: page.phys + offset, prot: page.prot };
@@ -113,6 +121,7 @@ impl Model {
                 }
             }
         }
+        split
     }
 
     /// All pages as runs.

@@ -112,23 +112,36 @@ impl<F: Format> Setup<F> {
         // SAFETY: no device uses the table, and this is the only thread.
         let result = unsafe { self.table.unmap(at, &mut stray) };
         self.check_live(before);
+        let pages = self.model.pages_in(at);
+        assert_eq!(result, self.model.unmap(at), "unmap {at}");
+        if stray.is_empty() {
+            let gone = pages.iter().filter(|(start, _)| self.model.page_at(*start).is_none());
+            self.check_noted(&stray, gone.map(|(_, page)| page.log2));
+        }
         if self.table.walker() == WalkerCoherency::NeedsClean {
             self.check_walker();
         }
         // SAFETY: as above, so there is nothing to invalidate.
         unsafe { self.table.free(stray) };
-        assert_eq!(result, self.model.unmap(at), "unmap {at}");
         result
     }
 
     /// Changes permissions in table and oracle, which must agree.
     #[track_caller]
     pub(crate) fn protect(&mut self, at: IovaRange, prot: Prot) -> Result<(), Error> {
-        let before = self.live();
+        let (mut changed, before) = (TableList::new(), self.live());
         // SAFETY: no device uses the table, and this is the only thread.
-        let result = unsafe { self.table.protect(at, prot) };
+        let result = unsafe { self.table.protect(at, prot, &mut changed) };
         self.check_live(before);
+        let pages = self.model.pages_in(at);
         assert_eq!(result, self.model.protect(at, prot), "protect {at}");
+        let below = match result {
+            Err(Error::NotMapped { iova } | Error::PartialPage { page: iova, .. }) => iova.as_u64(),
+            Err(_) => 0,
+            Ok(()) => u64::MAX,
+        };
+        let whole = pages.iter().filter(|(start, _)| *start < below);
+        self.check_noted(&changed, whole.map(|(_, page)| page.log2));
         result
     }
 
@@ -136,8 +149,21 @@ impl<F: Format> Setup<F> {
     #[track_caller]
     pub(crate) fn cut(&mut self, at: IovaRange) {
         // SAFETY: no device uses the table, and this is the only thread.
-        unsafe { self.table.cut(at) }.unwrap();
-        self.model.cut(at, self.table.page_sizes());
+        let mut changed = TableList::new();
+        unsafe { self.table.cut(at, &mut changed) }.unwrap();
+        let split = self.model.cut(at, self.table.page_sizes());
+        self.check_noted(&changed, split.into_iter());
+    }
+
+    /// Checks that exactly the sizes of the entries of these pages were noted. The smallest may be too: its
+    /// entries are cleared unread.
+    #[track_caller]
+    fn check_noted(&self, noted: &TableList, pages: impl Iterator<Item = u8>) {
+        let entry = |page: u8| F::GRANULE_LOG2 + (page - F::GRANULE_LOG2) / F::INDEX_BITS * F::INDEX_BITS;
+        let expected = pages.fold(0, |sizes, page| sizes | 1u64 << entry(page));
+        let (noted, smallest) = (noted.leaves().bits(), 1 << F::GRANULE_LOG2);
+        assert_eq!(noted | smallest, expected | smallest);
+        assert!(noted & smallest != 0 || expected & smallest == 0);
     }
 
     pub(crate) fn runs(&self) -> Vec<Run> {

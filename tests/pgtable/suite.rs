@@ -112,7 +112,7 @@ pub(crate) fn edges_of_the_range<F: Format>(format: F, shape: Config, walker: Wa
         // SAFETY: no device uses the table.
         unsafe {
             assert_eq!(setup.table.unmap(across, &mut stray), Err(expected));
-            assert_eq!(setup.table.protect(across, Prot::RW), Err(expected));
+            assert_eq!(setup.table.protect(across, Prot::RW, &mut stray), Err(expected));
             let mapped = setup.table.map(across, PhysAddr::new(PHYS), Prot::RW, PageSizes::ALL, &mut stray);
             assert_eq!(mapped, Err(MapError::from(expected)));
         }
@@ -211,9 +211,9 @@ pub(crate) fn wrong_arguments<F: Format>(format: F, shape: Config, walker: Walke
     unsafe {
         let mut stray = TableList::new();
         assert_eq!(setup.table.unmap(range(start, granule / 2), &mut stray), misaligned);
-        assert_eq!(setup.table.protect(page, Prot::empty()), Err(INVALID(InvalidReason::NoPermission)));
-        assert_eq!(setup.table.protect(page, Prot::RW), Err(Error::NotMapped { iova: Iova::new(start) }));
-        assert_eq!(setup.table.cut(range(start + 1, granule)), misaligned);
+        assert_eq!(setup.table.protect(page, Prot::empty(), &mut stray), Err(INVALID(InvalidReason::NoPermission)));
+        assert_eq!(setup.table.protect(page, Prot::RW, &mut stray), Err(Error::NotMapped { iova: Iova::new(start) }));
+        assert_eq!(setup.table.cut(range(start + 1, granule), &mut stray), misaligned);
     }
     assert_eq!((setup.platform.frames_in_use(), setup.runs()), (before, vec![]));
     setup.finish();
@@ -336,7 +336,7 @@ pub(crate) fn partial_pages_are_cut<F: Format>(format: F, shape: Config, walker:
         }
         if format.live_split() == LiveSplit::Forbidden {
             // SAFETY: no device uses the table.
-            let refused = unsafe { setup.table.cut(middle) };
+            let refused = unsafe { setup.table.cut(middle, &mut TableList::new()) };
             assert_eq!(refused, Err(Error::Unsupported(UnsupportedReason::Split)));
             setup.finish();
             continue;
@@ -357,7 +357,7 @@ pub(crate) fn partial_pages_are_cut<F: Format>(format: F, shape: Config, walker:
         for budget in 0.. {
             setup.platform.set_budget(Some(budget));
             // SAFETY: no device uses the table.
-            let result = unsafe { setup.table.cut(middle) };
+            let result = unsafe { setup.table.cut(middle, &mut TableList::new()) };
             setup.platform.set_budget(None);
             setup.probe(page + granule);
             if result.is_ok() {
@@ -400,7 +400,7 @@ pub(crate) fn kinds_of_memory_stay<F: Format>(format: F, shape: Config, walker: 
     let cached = Prot::READ | Prot::MMIO;
     let differ = |prot| (format.attributes(Prot::RW).unwrap() ^ format.attributes(prot).unwrap()) & F::FIXED != 0;
     // SAFETY: no device uses the table.
-    let result = unsafe { setup.table.protect(range(start, 3 * granule), cached) };
+    let result = unsafe { setup.table.protect(range(start, 3 * granule), cached, &mut TableList::new()) };
     if !differ(cached) {
         assert_eq!(result, Ok(()));
         return;
@@ -409,7 +409,7 @@ pub(crate) fn kinds_of_memory_stay<F: Format>(format: F, shape: Config, walker: 
     assert_eq!(setup.runs(), setup.model.runs());
     setup.protect(range(start + 2 * granule, granule), cached).unwrap();
     // SAFETY: as above.
-    let result = unsafe { setup.table.protect(range(start, 3 * granule), Prot::READ) };
+    let result = unsafe { setup.table.protect(range(start, 3 * granule), Prot::READ, &mut TableList::new()) };
     assert_eq!(result, Err(Error::Unsupported(UnsupportedReason::MemoryType)));
     setup.model.protect(range(start, 2 * granule), Prot::READ).unwrap();
     setup.finish();
@@ -430,12 +430,12 @@ pub(crate) fn hardware_bits_survive<F: Format>(format: F, shape: Config, walker:
     assert_eq!(bits(&setup, setup.start()) & F::DIRTY, 0);
     setup.entry(setup.start()).fetch_or(F::ACCESSED_DIRTY, Ordering::AcqRel);
     // SAFETY: no device uses the table.
-    unsafe { setup.table.protect(page, Prot::READ).unwrap() };
+    unsafe { setup.table.protect(page, Prot::READ, &mut TableList::new()).unwrap() };
     setup.model.protect(page, Prot::READ).unwrap();
     assert_eq!(bits(&setup, setup.start()), F::ACCESSED_DIRTY);
     let middle = range(setup.start() + granule, size - 2 * granule);
     // SAFETY: no device uses the table.
-    unsafe { setup.table.cut(middle).unwrap() };
+    unsafe { setup.table.cut(middle, &mut TableList::new()).unwrap() };
     setup.model.cut(middle, setup.table.page_sizes());
     for at in [0, granule, size / 2, size - granule] {
         assert_eq!(bits(&setup, setup.start() + at), F::ACCESSED_DIRTY);
@@ -587,7 +587,7 @@ pub(crate) fn no_dirty_page_is_lost_to_hardware<F: Format>(format: F, shape: Con
                 // SAFETY: no device uses the memory, and only this thread changes these ranges.
                 unsafe {
                     setup.table.map(neighbour, PhysAddr::new(PHYS), prot, PageSizes::ALL, &mut stray).unwrap();
-                    setup.table.protect(all, prot).unwrap();
+                    setup.table.protect(all, prot, &mut stray).unwrap();
                     setup.table.unmap(neighbour, &mut stray).unwrap();
                 }
             }

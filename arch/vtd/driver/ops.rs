@@ -125,7 +125,7 @@ impl<P: Platform> IommuOps for VtdUnit<P> {
             return Ok(NOTHING_TO_WAIT_FOR);
         }
         // Requests flush write buffers themselves (VT-d 6.8).
-        let Invalidation { tag, devices, ranges, depth } = *invalidation;
+        let Invalidation { tag, devices, ranges, depth, leaves: _ } = *invalidation;
         let submitted = if devices.is_empty() {
             let mut requests = Requests::new();
             iotlb_requests(self.capabilities(), tag, ranges, depth, &mut requests);
