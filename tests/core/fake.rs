@@ -67,6 +67,8 @@ pub(crate) struct State {
     pub(crate) during_attach: Option<Box<dyn FnOnce() + Send>>,
     /// Runs inside the next wait.
     pub(crate) during_wait: Option<Box<dyn FnOnce() + Send>>,
+    /// The sizes of leaves that each invalidation named.
+    pub(crate) leaves: Vec<PageSizes>,
     sources: BTreeMap<SourceId, Entry>,
     /// Page by page: where it leads, or `None` for an absent entry that is cached.
     iotlb: BTreeMap<(u32, u64), Option<Cached>>,
@@ -247,6 +249,7 @@ impl FakeUnit {
                 interrupt: None,
                 during_attach: None,
                 during_wait: None,
+                leaves: Vec::new(),
                 sources: BTreeMap::new(),
                 iotlb: BTreeMap::new(),
                 walks: BTreeMap::new(),
@@ -599,7 +602,8 @@ impl IommuOps for FakeUnit {
         }
         state.tickets += 1;
         let ticket = Ticket(state.tickets);
-        let Invalidation { tag, devices, ranges, depth, leaves: _ } = *invalidation;
+        let Invalidation { tag, devices, ranges, depth, leaves } = *invalidation;
+        state.leaves.push(leaves);
         state.log.push(Event::Invalidate(tag.id, ranges.len(), depth));
         state.queue.push((ticket, Told { tag, devices: devices.to_vec(), ranges: ranges.to_vec(), depth }));
         Ok(ticket)

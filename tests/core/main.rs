@@ -24,6 +24,7 @@ mod pci;
 mod platform;
 mod rollback;
 mod several;
+mod sizes;
 mod stages;
 mod tags;
 mod world;
