@@ -1,20 +1,21 @@
 //! This crate's page table alone, without the domain above it.
 
-use iommu::pgtable::{Config, PageSizes, PageTable, SecondStage, TableList};
+use iommu::pgtable::{Config, Format, PageSizes, PageTable, TableList};
 use iommu::{Iova, IovaRange, PhysAddr, Prot};
 
 use super::Contender;
 use crate::pool::Frames;
 
-pub(crate) struct Engine(PageTable<SecondStage, Frames>);
+pub(crate) struct Engine<F: Format>(PageTable<F, Frames>);
 
-impl Engine {
-    pub(crate) fn new() -> Self {
-        Self(PageTable::new(Frames, SecondStage::default(), Config::new::<SecondStage>(4)).expect("a frame"))
+impl<F: Format> Engine<F> {
+    /// With four levels, which is 48 bits in all of these formats.
+    pub(crate) fn new(format: F) -> Self {
+        Self(PageTable::new(Frames, format, Config::new::<F>(4)).expect("a frame"))
     }
 }
 
-impl Contender for Engine {
+impl<F: Format> Contender for Engine<F> {
     fn map(&mut self, iova: u64, phys: u64, bytes: u64, page: u64) {
         let range = IovaRange::from_len(Iova::new(iova), bytes).expect("a range");
         let mut stray = TableList::new();

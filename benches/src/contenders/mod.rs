@@ -5,6 +5,8 @@ mod engine;
 mod floor;
 mod mapped;
 
+use iommu::pgtable::{Lpae4K, LpaeStage, SecondStage};
+
 use self::domain::Lookup;
 use crate::pool;
 
@@ -25,10 +27,12 @@ pub(crate) type New = fn() -> Box<dyn Contender>;
 
 /// Names and constructors; the first is what the others are compared with. A new contender is one
 /// file beside these and one line here.
-pub(crate) const CONTENDERS: [(&str, New); 5] = [
+pub(crate) const CONTENDERS: [(&str, New); 7] = [
     ("floor", || Box::new(floor::Floor::new())),
     ("x86_64 Mapped", || Box::new(mapped::Mapped::new())),
-    ("PageTable<SecondStage>", || Box::new(engine::Engine::new())),
+    ("PageTable<SecondStage>", || Box::new(engine::Engine::new(SecondStage::default()))),
+    ("PageTable<Lpae4K> stage 1", || Box::new(engine::Engine::new(Lpae4K::new(LpaeStage::One)))),
+    ("PageTable<Lpae4K> stage 2", || Box::new(engine::Engine::new(Lpae4K::new(LpaeStage::Two)))),
     ("Domain", || Box::new(domain::Kernel::new(Lookup::Unregistered))),
     ("Domain, safe look-up", || Box::new(domain::Kernel::new(Lookup::Safe))),
 ];
@@ -53,9 +57,9 @@ pub(crate) fn check() {
         }
     }
     pool::reset();
-    drop(engine::Engine::new());
+    drop(engine::Engine::new(SecondStage::default()));
     let before = pool::left();
-    let mut engine = engine::Engine::new();
+    let mut engine = engine::Engine::new(SecondStage::default());
     engine.map(1 << 30, 1 << 30, 1 << 30, 1 << 12);
     engine.unmap(1 << 30, 1 << 29, 1 << 12);
     drop(engine);
