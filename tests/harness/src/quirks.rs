@@ -46,13 +46,13 @@ impl fmt::Display for QemuVersion {
     }
 }
 
-/// How the VT-d unit and the devices of one version behave.
+/// How the units and the devices of one version behave.
 ///
-/// True of every version known: the IOTLB and the context cache hold no negative entries, so that a
-/// missing flush after a first mapping cannot be seen; there is one fault record, and repeated
-/// faults of one source are dropped while it is pending; a DMA that fails is split into accesses of 4
-/// bytes at most, each of which may be recorded, so that only an aligned access of 4 bytes
-/// ([`DmaDevice::poke`](crate::DmaDevice::poke)) gives exactly one record.
+/// True of every version known: no unit caches what is not there, so that a missing flush after a first mapping
+/// cannot be seen. A DMA that fails is split into accesses of 4 bytes at most, each of which is refused and told
+/// anew, so that only an aligned access of 4 bytes ([`DmaDevice::poke`](crate::DmaDevice::poke)) gives exactly one
+/// record. VT-d has one fault record, and repeated faults of one source are dropped while it is pending; the SMMUv3
+/// tells of each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct QemuQuirks {
@@ -93,6 +93,12 @@ pub struct QemuQuirks {
     /// Whether an event that finds the queue full is an error of the queue (GERROR.EVENTQ_ABT_ERR) instead of an
     /// overflow (EVENTQ_PROD.OVFLG).
     pub smmu_full_event_queue_is_an_abort: bool,
+    /// Whether the unit keeps to a stream table of two levels once it had one, until reset.
+    pub smmu_two_levels_stay: bool,
+    /// Whether a stream table entry with stage 2 and without S2AA64 ends QEMU when it is used.
+    pub smmu_aarch32_stage_2_is_fatal: bool,
+    /// Whether a context descriptor with the reserved output size IPS = 7 ends QEMU when it is used.
+    pub smmu_reserved_output_size_is_fatal: bool,
     /// Whether GBPA can make a unit that is off abort what passes it; elsewhere it reads as zero.
     pub smmu_has_global_abort: bool,
 }
@@ -122,6 +128,9 @@ impl QemuQuirks {
             smmu_has_second_stage: !before_10,
             smmu_machine_of_chosen_stages: "virt-9.1",
             smmu_full_event_queue_is_an_abort: true,
+            smmu_two_levels_stay: true,
+            smmu_aarch32_stage_2_is_fatal: !before_10,
+            smmu_reserved_output_size_is_fatal: !before_10,
             smmu_has_global_abort: !before_10,
         }
     }

@@ -34,8 +34,19 @@ const OVERFLOW: u32 = 1 << 31;
 /// log2 of the number of StreamIDs, and of events.
 const STREAM_BITS: u32 = 16;
 const EVENT_BITS: u32 = 7;
-/// The event of a stream whose entry has V = 0 (7.3.5).
+/// Events (7.3): no entry for the stream; an entry that is not valid; no mapping; one that forbids it.
+const BAD_STREAM: u32 = 0x02;
 const BAD_STE: u32 = 0x04;
+const TRANSLATION: u32 = 0x10;
+const PERMISSION: u32 = 0x13;
+
+/// Table and page descriptors of stage 1.
+const TABLE: u64 = 0x3;
+const WRITABLE: u64 = 0x443;
+const READ_ONLY: u64 = 0x4c3;
+
+/// STRTAB_BASE_CFG: two levels, 256 entries a table.
+const TWO_LEVELS: u32 = 1 << 16 | 8 << 6;
 
 pub(crate) fn add(suite: &mut Suite) {
     let start = |options: &ArmOptions| -> Result<Box<dyn Machine>, Error> { Ok(Box::new(QemuArm::start(options)?)) };
@@ -44,6 +55,9 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.test("arm::the_device_tree_is_there", the_device_tree_is_there);
     suite.test("arm::registers_are_as_documented", registers_are_as_documented);
     suite.test("arm::requesters_are_as_told", requesters_are_as_told);
+    suite.test("arm::workspaces_move", workspaces_move);
+    suite.test("arm::entries_that_end_qemu", entries_that_end_qemu);
+    suite.test("arm::tables_of_two_levels_stay", tables_of_two_levels_stay);
     suite.test("arm::configuration_space_below_ram", configuration_space_below_ram);
 }
 
@@ -111,27 +125,27 @@ fn registers_are_as_documented() -> TestResult {
     Ok(())
 }
 
-/// A unit for which no stream has a valid entry.
+/// A unit that is on, with a linear stream table in which nothing is valid.
 struct Unit {
     registers: BusRegisters,
     events: Buffer,
     table: Buffer,
 }
 
-/// One event.
+/// One event. Not all of them tell access and address.
 #[derive(PartialEq, Eq, Debug)]
 struct Event {
     number: u32,
     stream: u32,
+    access: Access,
+    address: u64,
 }
 
 impl Unit {
     fn start(machine: &dyn Machine) -> Result<Self, TestError> {
-        let unit = Self {
-            registers: registers(machine)?,
-            events: machine.buffer(32 << EVENT_BITS)?,
-            table: machine.buffer(64 << STREAM_BITS)?,
-        };
+        let registers = registers(machine)?;
+        let unit =
+            Self { registers, events: machine.buffer(32 << EVENT_BITS)?, table: machine.buffer(64 << STREAM_BITS)? };
         unit.registers.write64(STRTAB_BASE, unit.table.phys().as_u64());
         unit.registers.write32(STRTAB_BASE_CFG, STREAM_BITS);
         unit.registers.write64(EVENTQ_BASE, unit.events.phys().as_u64() | u64::from(EVENT_BITS));
@@ -142,22 +156,51 @@ impl Unit {
         Ok(unit)
     }
 
+    /// Writes an entry, which the unit must not know yet.
+    fn set(&self, stream: u32, words: [u64; 4]) {
+        write(&self.table, u64::from(stream) * 8, &words);
+    }
+
     /// Takes all events.
     fn take(&self) -> Vec<Event> {
         let (from, to) = (self.registers.read32(EVENTQ_CONS), self.registers.read32(EVENTQ_PROD));
         // One bit above the index tells how often it went round.
         let count = to.wrapping_sub(from) & ((2 << EVENT_BITS) - 1);
         let events = (0..count).map(|index| {
-            let index = from.wrapping_add(index);
-            let bytes = self.events.read(u64::from(index % (1 << EVENT_BITS)) * 32, 32);
+            let index = from.wrapping_add(index) % (1 << EVENT_BITS);
+            let bytes = self.events.read(u64::from(index) * 32, 32);
             let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| bytes[at * 4 + byte]));
-            Event { number: word(0) & 0xff, stream: word(1) }
+            let access = if word(3) & 1 << 3 != 0 { Access::Read } else { Access::Write };
+            let address = u64::from(word(4)) | u64::from(word(5)) << 32;
+            Event { number: word(0) & 0xff, stream: word(1), access, address }
         });
         let events = events.collect();
         self.registers.write32(EVENTQ_CONS, to);
         events
     }
 }
+
+/// Writes 64-bit words from the given one on.
+fn write(buffer: &Buffer, index: u64, words: &[u64]) {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    buffer.write(index * 8, &bytes);
+}
+
+/// Word 0 of an entry for stage 1 with the context descriptor at `context`, and of one for stage 2 (5.2).
+fn stage_1(context: PhysAddr) -> u64 {
+    1 | 0b101 << 1 | context.as_u64()
+}
+const STAGE_2: u64 = 1 | 0b110 << 1;
+
+/// A context descriptor (5.4): 39 bits through TTB0 in granules of 4 KiB, 44 bits of output; nothing through
+/// TTB1; faults are recorded and abort.
+fn context(asid: u64, table: PhysAddr) -> [u64; 2] {
+    let flags = 25 | 1 << 30 | 1 << 31 | OUTPUT_44 | 1 << 41 | 1 << 45 | 1 << 46 | 1 << 47;
+    [flags | asid << 48, table.as_u64()]
+}
+/// IPS.
+const OUTPUT_44: u64 = 4 << 32;
+const OUTPUT_RESERVED: u64 = 7 << 32;
 
 /// Every device is stopped, and is who the harness says it is, behind every kind of bridge.
 fn requesters_are_as_told() -> TestResult {
@@ -170,8 +213,9 @@ fn requesters_are_as_told() -> TestResult {
             let events = unit.take();
             // What cannot fetch its script takes nothing for one, and fetches on: this unit tells of each access.
             assert_eq!(events.len() > 1, outcome == DmaOutcome::NoScript, "{device:?}");
-            let expected = Event { number: BAD_STE, stream: device.requester().id() };
-            assert!(!events.is_empty() && events.iter().all(|event| *event == expected), "{device:?}: {events:?}");
+            let expected = (BAD_STE, device.requester().id());
+            let same = events.iter().all(|event| (event.number, event.stream) == expected);
+            assert!(!events.is_empty() && same, "{device:?}: {events:?}");
         }
     }
     assert!(target.is_filled(0));
@@ -180,6 +224,88 @@ fn requesters_are_as_told() -> TestResult {
     let quirk = machine.quirks().is_some_and(|quirks| quirks.smmu_full_event_queue_is_an_abort);
     let (producer, errors) = (unit.registers.read32(EVENTQ_PROD), unit.registers.read32(GERROR));
     assert_eq!((producer & OVERFLOW != 0, errors & EVENTQ_ABORT != 0), (!quirk, quirk));
+    Ok(())
+}
+
+/// With a workspace that is mapped elsewhere, both engines do what is permitted and no more.
+fn workspaces_move() -> TestResult {
+    let machine = QemuArm::start(&smmu().edu("edu").lsi("lsi"))?;
+    let [contexts, top, middle, leaves, target] = [(); 5].map(|()| machine.buffer(4096));
+    let (contexts, top, middle, leaves, target) = (contexts?, top?, middle?, leaves?, target?);
+    let (writable, read_only, unmapped) = (Iova::new(0x10_0000), Iova::new(0x10_1000), Iova::new(0x10_2000));
+    let table = |buffer: &Buffer| buffer.phys().as_u64() | TABLE;
+    write(&top, 0, &[table(&middle)]);
+    write(&middle, 0, &[table(&leaves)]);
+    write(&leaves, 0x100, &[target.phys().as_u64() | WRITABLE, target.phys().as_u64() | READ_ONLY]);
+    let unit = Unit::start(&machine)?;
+    for device in machine.devices() {
+        let stream = device.requester().id();
+        // An ASID of its own, since only the workspaces differ.
+        write(&contexts, u64::from(stream) * 8, &context(u64::from(stream), top.phys()));
+        let at = PhysAddr::new(contexts.phys().as_u64() + u64::from(stream) * 64);
+        unit.set(stream, [stage_1(at), 0, 0, 0]);
+    }
+    for device in machine.devices() {
+        let space = device.workspace();
+        for page in 0..space.bytes / 4096 {
+            write(&leaves, page, &[(space.phys.as_u64() + page * 4096) | WRITABLE]);
+        }
+        device.place_workspace(Iova::new(0));
+        target.fill(0);
+        done(device.dma_write(writable, &pattern(3000))?)?;
+        assert!(target.read(0, 3000) == pattern(3000), "{device:?} wrote");
+        assert!(device.dma_read(read_only, 3000)? == pattern(3000), "{device:?} read");
+        assert_eq!(unit.take(), [], "{device:?}");
+
+        target.fill(0);
+        let stream = device.requester().id();
+        for (iova, number) in [(unmapped, TRANSLATION), (read_only, PERMISSION)] {
+            done(device.poke(iova, Access::Write)?)?;
+            let expected = Event { number, stream, access: Access::Write, address: iova.as_u64() };
+            assert_eq!(unit.take(), [expected], "{device:?}");
+        }
+        assert_ne!(device.dma_read(unmapped, 64)?, pattern(64), "{device:?}");
+        assert!(unit.take().len() > 1, "every access of 4 bytes is an event of its own");
+        assert!(target.is_filled(0));
+    }
+    Ok(())
+}
+
+/// Entries that a driver has no reason to write.
+fn entries_that_end_qemu() -> TestResult {
+    let quirks = QemuArm::installed()?;
+    for (is_second, is_fatal) in
+        [(true, quirks.smmu_aarch32_stage_2_is_fatal), (false, quirks.smmu_reserved_output_size_is_fatal)]
+    {
+        let machine = QemuArm::start(&smmu().lsi("lsi"))?;
+        let (unit, contexts) = (Unit::start(&machine)?, machine.buffer(4096)?);
+        let [flags, table] = context(1, contexts.phys());
+        write(&contexts, 0, &[flags & !OUTPUT_44 | OUTPUT_RESERVED, table]);
+        let entry = if is_second { STAGE_2 } else { stage_1(contexts.phys()) };
+        let lsi = machine.device("lsi");
+        unit.set(lsi.requester().id(), [entry, 0, 0, 0]);
+        machine.qtest().expect_loss();
+        let outcome = lsi.poke(contexts.iova(), Access::Read);
+        assert_eq!(matches!(outcome, Err(Error::Exited { .. })), is_fatal, "stage 2: {is_second}: {outcome:?}");
+    }
+    Ok(())
+}
+
+/// Whether a driver can go back to a linear table without a reset.
+fn tables_of_two_levels_stay() -> TestResult {
+    let machine = QemuArm::start(&smmu().edu("edu"))?;
+    let unit = Unit::start(&machine)?;
+    let (edu, target) = (machine.device("edu"), machine.buffer(4096)?);
+    let told = |format| -> TestResult<Vec<u32>> {
+        unit.registers.write32(CR0, 0);
+        unit.registers.write32(STRTAB_BASE_CFG, format | STREAM_BITS);
+        unit.registers.write32(CR0, ENABLED);
+        done(edu.poke(target.iova(), Access::Write)?)?;
+        Ok(unit.take().iter().map(|event| event.number).collect())
+    };
+    assert_eq!((told(0)?, told(TWO_LEVELS)?), (vec![BAD_STE], vec![BAD_STREAM]));
+    let quirk = machine.quirks().is_some_and(|quirks| quirks.smmu_two_levels_stay);
+    assert_eq!(told(0)?, [if quirk { BAD_STREAM } else { BAD_STE }]);
     Ok(())
 }
 
