@@ -41,7 +41,7 @@ pub struct TlbRange {
     pub ttl: u8,
     /// NUM, 0 to 31.
     pub num: u8,
-    /// SCALE, 0 to 31.
+    /// SCALE, 0 to 63.
     pub scale: u8,
 }
 
@@ -51,12 +51,14 @@ impl TlbRange {
         Self { address, granule: None, ttl: 0, num: 0, scale: 0 }
     }
 
-    /// Bytes of the range; `None` without a granule.
+    /// Bytes of the range, at most `u64::MAX`; `None` without a granule.
     pub const fn bytes(self) -> Option<u64> {
         match self.granule {
             Some(granule) => {
-                let granules = (self.num as u64 & 0x1f).saturating_add(1) << (self.scale & 0x1f);
-                Some(granules << granule.log2())
+                let granules = (self.num as u64 & 0x1f).saturating_add(1);
+                let shift = (self.scale & 0x3f).wrapping_add(granule.log2()) as u32;
+                // What does not fit ends at the top (4.4.1.1: it does not wrap).
+                Some(if granules.leading_zeros() > shift { granules << shift } else { u64::MAX })
             }
             None => None,
         }
@@ -379,7 +381,7 @@ impl Command {
             granule: Granule::from_command_tg(field(high, 11, 10)),
             ttl: field(high, 9, 8) as u8,
             num: field(low, 16, 12) as u8,
-            scale: field(low, 24, 20) as u8,
+            scale: field(low, 25, 20) as u8,
         };
         Some(match field(low, 7, 0) as u8 {
             opcode::PREFETCH_CONFIG => Self::PrefetchConfig { stream, substream },
@@ -463,7 +465,7 @@ const fn ranged(low: u64, range: TlbRange, leaf: Leaf) -> [u64; COMMAND_WORDS] {
     match range.granule {
         None => [low, high],
         Some(granule) => {
-            let low = with_field(with_field(low, 16, 12, range.num as u64), 24, 20, range.scale as u64);
+            let low = with_field(with_field(low, 16, 12, range.num as u64), 25, 20, range.scale as u64);
             [low, with_field(high, 9, 8, range.ttl as u64) | granule.command_tg() << 10]
         }
     }

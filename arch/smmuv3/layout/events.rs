@@ -185,6 +185,11 @@ impl Default for EventRecord {
 const SUBSTREAM_VALID: u64 = 1 << 11;
 /// Bits of quadword 1.
 const STALL: u64 = 1 << 31;
+/// R, W, X and P of F_BAD_ATS_TREQ (7.3.6): what the translation request asked for.
+const ATS_READ: u64 = 1 << 31;
+const ATS_WRITE: u64 = 1 << 30;
+const ATS_EXECUTE: u64 = 1 << 29;
+const ATS_PRIVILEGED: u64 = 1 << 28;
 const PRIVILEGED: u64 = 1 << 33;
 const INSTRUCTION: u64 = 1 << 34;
 const READ: u64 = 1 << 35;
@@ -196,6 +201,9 @@ impl EventRecord {
         let mut first = (self.stream.0 as u64) << 32 | self.kind.0 as u64;
         if let Some(substream) = self.substream {
             first = with_field(first | SUBSTREAM_VALID, 31, 12, substream as u64);
+        }
+        if self.kind.0 == EventKind::F_BAD_ATS_TREQ.0 {
+            return [first, self.encode_ats(), self.address & !0xfff, 0];
         }
         let mut second = 0;
         if let Some(tag) = self.stall {
@@ -225,20 +233,36 @@ impl EventRecord {
         [first, second, self.address, self.second_address]
     }
 
-    /// What the quadwords say.
+    /// Quadword 1 of F_BAD_ATS_TREQ, which always asks for reading.
+    const fn encode_ats(self) -> u64 {
+        let mut word = ATS_READ;
+        if !self.read {
+            word |= ATS_WRITE;
+        }
+        if self.instruction {
+            word |= ATS_EXECUTE;
+        }
+        if self.privileged {
+            word |= ATS_PRIVILEGED;
+        }
+        word
+    }
+
+    /// What the quadwords say. A translation request that asks for writing is one that does not read.
     pub const fn decode(words: [u64; EVENT_WORDS]) -> Self {
         let [first, second, address, second_address] = words;
         let kind = EventKind(field(first, 7, 0) as u8);
+        let ats = kind.0 == EventKind::F_BAD_ATS_TREQ.0;
         let has_class = kind.is_translation_fault() || kind.0 == EventKind::F_WALK_EABT.0;
         Self {
             kind,
             stream: StreamId(field(first, 63, 32) as u32),
             substream: if first & SUBSTREAM_VALID == 0 { None } else { Some(field(first, 31, 12) as u32) },
-            stall: if second & STALL == 0 { None } else { Some(field(second, 15, 0) as u16) },
-            privileged: second & PRIVILEGED != 0,
-            instruction: second & INSTRUCTION != 0,
-            read: second & READ != 0,
-            stage2: second & STAGE2 != 0,
+            stall: if second & STALL == 0 || !kind.is_translation_fault() { None } else { Some(second as u16) },
+            privileged: second & if ats { ATS_PRIVILEGED } else { PRIVILEGED } != 0,
+            instruction: second & if ats { ATS_EXECUTE } else { INSTRUCTION } != 0,
+            read: if ats { second & ATS_WRITE == 0 } else { second & READ != 0 },
+            stage2: has_class && second & STAGE2 != 0,
             class: match field(second, 41, 40) {
                 _ if !has_class => FaultClass::Input,
                 0 => FaultClass::Cd,
@@ -249,5 +273,43 @@ impl EventRecord {
             address,
             second_address,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{EventKind, EventRecord, FaultClass};
+    use crate::arch::smmuv3::layout::StreamId;
+
+    #[test]
+    fn a_refused_translation_request_does_not_wait() {
+        // R and P, InputAddr without its low bits.
+        let words = [9 << 32 | 5 << 12 | 1 << 11 | 0x05, 0b1001 << 28, 0x1234_5000, 0];
+        let event = EventRecord {
+            kind: EventKind::F_BAD_ATS_TREQ,
+            stream: StreamId(9),
+            substream: Some(5),
+            read: true,
+            privileged: true,
+            address: 0x1234_5000,
+            ..EventRecord::default()
+        };
+        assert_eq!((EventRecord::decode(words), event.encode()), (event, words));
+    }
+
+    #[test]
+    fn a_stalled_fault_of_stage_2() {
+        let event = EventRecord {
+            kind: EventKind::F_PERMISSION,
+            stream: StreamId(1),
+            stall: Some(0x1234),
+            stage2: true,
+            class: FaultClass::TranslationTable,
+            second_address: 0x5000,
+            ..EventRecord::default()
+        };
+        let words = event.encode();
+        assert_eq!(words[1], 1 << 31 | 0x1234 | (1 << 7 | 1 << 8) << 32);
+        assert_eq!(EventRecord::decode(words), event);
     }
 }

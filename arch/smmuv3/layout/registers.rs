@@ -253,7 +253,8 @@ pub enum StreamTableFormat {
 /// use iommu::arch::smmuv3::layout::registers::{StreamTableFormat, StrtabBaseCfg};
 /// let two_level = StrtabBaseCfg::new(StreamTableFormat::TwoLevel { split: 8 }, 16);
 /// assert_eq!(two_level.0, 1 << 16 | 8 << 6 | 16);
-/// assert_eq!(two_level.format(), Some(StreamTableFormat::TwoLevel { split: 8 }));
+/// assert_eq!(two_level.format(), StreamTableFormat::TwoLevel { split: 8 });
+/// assert_eq!(StrtabBaseCfg(1 << 16 | 7 << 6).format(), StreamTableFormat::TwoLevel { split: 6 });
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StrtabBaseCfg(pub u32);
@@ -274,12 +275,12 @@ impl StrtabBaseCfg {
         field(self.0 as u64, 5, 0) as u8
     }
 
-    /// The shape; `None` for reserved values.
-    pub const fn format(self) -> Option<StreamTableFormat> {
+    /// The shape. Reserved values stand for a linear table, and for a split at bit 6.
+    pub const fn format(self) -> StreamTableFormat {
         match (field(self.0 as u64, 17, 16), field(self.0 as u64, 10, 6)) {
-            (0, _) => Some(StreamTableFormat::Linear),
-            (1, split @ (6 | 8 | 10)) => Some(StreamTableFormat::TwoLevel { split: split as u8 }),
-            _ => None,
+            (1, split @ (8 | 10)) => StreamTableFormat::TwoLevel { split: split as u8 },
+            (1, _) => StreamTableFormat::TwoLevel { split: 6 },
+            _ => StreamTableFormat::Linear,
         }
     }
 }
