@@ -2,7 +2,18 @@
 
 mod config;
 mod host;
+mod interrupts;
+mod output;
+mod queue;
+mod registers;
+mod step;
+#[cfg(test)]
+mod tests;
+mod unit;
 
 pub use crate::bus::{Chooser, Fracture, InOrder, Precision, Retention, Seeded, Snoop, Unreachable};
 pub use config::DeviceConfig;
 pub use host::{DeviceAnswer, Host, Interrupt, Line};
+pub use registers::Misuse;
+pub use step::Step;
+pub use unit::SmmuDevice;

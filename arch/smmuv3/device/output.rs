@@ -1,0 +1,70 @@
+//! A queue that the unit writes: events, page requests (SMMU 3.5.1 and 3.5.2).
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
+
+use super::registers::Queue;
+use crate::addr::PhysAddr;
+use crate::arch::smmuv3::layout::registers::{OVERFLOW_FLAG, QueueIndex};
+
+/// Entries that have a place and are being written. PROD moves when all of them are, so that software never
+/// sees a place before what is in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Writers {
+    count: u32,
+    /// Where the next entry goes.
+    next: QueueIndex,
+}
+
+impl Writers {
+    /// Whether all that has a place is written, and published.
+    pub(super) const fn is_quiet(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Whether there is a place: the queue does not overflow.
+    pub(super) fn has_room(&self, queue: &Queue) -> bool {
+        let next = if self.is_quiet() { queue.prod() } else { self.next };
+        !QueueIndex::is_full(next, queue.cons(), queue.log2_size())
+    }
+
+    /// Takes a place for an entry of `1 << entry_log2` bytes.
+    pub(super) fn reserve(&mut self, queue: &Queue, entry_log2: u8) -> Option<PhysAddr> {
+        if !self.has_room(queue) {
+            return None;
+        }
+        if self.is_quiet() {
+            self.next = queue.prod();
+        }
+        let place = queue.address(self.next, entry_log2);
+        self.next = self.next.plus(1, queue.log2_size());
+        self.count = self.count.wrapping_add(1);
+        Some(place)
+    }
+
+    /// One more is written. Whether the queue was empty, and is not any more.
+    pub(super) fn publish(&mut self, queue: &mut Queue) -> bool {
+        self.count = self.count.saturating_sub(1);
+        if !self.is_quiet() {
+            return false;
+        }
+        let was_empty = queue.used() == 0;
+        queue.prod = queue.prod & OVERFLOW_FLAG | self.next.0;
+        was_empty
+    }
+
+    /// Forgets what is being written.
+    pub(super) fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// An entry was lost: OVFLG tells, if software has seen that the last time (7.4, 8.1).
+pub(super) fn overflow(queue: &mut Queue) {
+    if !has_overflowed(queue) {
+        queue.prod ^= OVERFLOW_FLAG;
+    }
+}
+
+/// Whether entries were lost and software has not acknowledged it.
+pub(super) const fn has_overflowed(queue: &Queue) -> bool {
+    (queue.prod ^ queue.cons) & OVERFLOW_FLAG != 0
+}

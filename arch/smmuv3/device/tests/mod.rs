@@ -1,0 +1,159 @@
+//! The unit against values from the specification.
+
+extern crate std;
+
+mod commands;
+mod registers;
+
+use std::boxed::Box;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::vec;
+use std::vec::Vec;
+
+use super::{Chooser, DeviceAnswer, DeviceConfig, Host, InOrder, Interrupt, SmmuDevice, Snoop, Unreachable};
+use crate::addr::PhysAddr;
+use crate::arch::smmuv3::layout::StreamId;
+use crate::arch::smmuv3::layout::commands::{Command, Completion, PageResponse};
+use crate::arch::smmuv3::layout::registers::{Cr0, Cr1, IrqCtrl, QueueBase, StreamTableFormat, StrtabBaseCfg, offset};
+use crate::platform::{Arena, Frame, Registers};
+
+/// Where things are.
+const COMMANDS: u64 = 0x10_0000;
+const EVENTS: u64 = 0x11_0000;
+const STREAMS: u64 = 0x20_0000;
+/// Nothing is there.
+const HOLE: u64 = 0x7000_0000;
+
+/// Memory of 64-bit words, all 0 at first, and what else the unit reaches.
+#[derive(Default)]
+struct Machine {
+    memory: Mutex<BTreeMap<u64, u64>>,
+    interrupts: Mutex<Vec<Interrupt>>,
+    /// What was sent to ATCs, and how the next are answered.
+    invalidations: Mutex<Vec<(StreamId, Option<u32>, u64, u8)>>,
+    deaf: Mutex<bool>,
+    responses: Mutex<Vec<(StreamId, Option<u32>, u16, PageResponse)>>,
+    resumed: Mutex<Vec<u16>>,
+}
+
+impl Machine {
+    fn put(&self, address: u64, word: u64) {
+        self.memory.lock().unwrap().insert(address, word);
+    }
+
+    fn get(&self, address: u64) -> u64 {
+        self.memory.lock().unwrap().get(&address).copied().unwrap_or(0)
+    }
+
+    fn interrupts(&self) -> Vec<Interrupt> {
+        core::mem::take(&mut self.interrupts.lock().unwrap())
+    }
+}
+
+impl Host for Machine {
+    fn read(&self, address: PhysAddr, _: Snoop) -> Result<u64, Unreachable> {
+        assert_eq!(address.as_u64() % 8, 0);
+        if address.as_u64() >= HOLE { Err(Unreachable) } else { Ok(self.get(address.as_u64())) }
+    }
+
+    fn write64(&self, address: PhysAddr, value: u64) -> Result<(), Unreachable> {
+        assert_eq!(address.as_u64() % 8, 0);
+        if address.as_u64() >= HOLE {
+            return Err(Unreachable);
+        }
+        self.put(address.as_u64(), value);
+        Ok(())
+    }
+
+    fn compare_exchange(&self, address: PhysAddr, current: u64, new: u64) -> Result<bool, Unreachable> {
+        let mut memory = self.memory.lock().unwrap();
+        let word = memory.entry(address.as_u64()).or_insert(0);
+        let same = *word == current;
+        if same {
+            *word = new;
+        }
+        Ok(same)
+    }
+
+    fn interrupt(&self, interrupt: Interrupt) -> Result<(), Unreachable> {
+        if matches!(interrupt, Interrupt::Message(msi) if msi.address.as_u64() >= HOLE) {
+            return Err(Unreachable);
+        }
+        self.interrupts.lock().unwrap().push(interrupt);
+        Ok(())
+    }
+
+    fn invalidate_atc(&self, stream: StreamId, substream: Option<u32>, address: u64, size_log2: u8) -> DeviceAnswer {
+        self.invalidations.lock().unwrap().push((stream, substream, address, size_log2));
+        if *self.deaf.lock().unwrap() { DeviceAnswer::None } else { DeviceAnswer::Done }
+    }
+
+    fn respond(&self, stream: StreamId, substream: Option<u32>, group: u16, response: PageResponse) {
+        self.responses.lock().unwrap().push((stream, substream, group, response));
+    }
+
+    fn resumed(&self, tag: u16) {
+        self.resumed.lock().unwrap().push(tag);
+    }
+}
+
+type Unit<C = InOrder> = SmmuDevice<&'static Arena, Machine, C>;
+
+fn unit_with<C: Chooser>(config: DeviceConfig, chooser: C) -> Unit<C> {
+    let arena = Arena::new(Box::leak(vec![Frame::ZERO; 128].into_boxed_slice())).unwrap();
+    SmmuDevice::with_chooser(arena, Machine::default(), config, chooser).unwrap()
+}
+
+/// A unit with queues of 8 entries and a linear stream table of 16, all of it on.
+fn running<C: Chooser + 'static>(config: DeviceConfig, chooser: C) -> Unit<C> {
+    let unit = unit_with(config, chooser);
+    unit.write32(offset::CR1, Cr1::SNOOPING.0);
+    unit.write32(offset::CR2, 1 << 1);
+    unit.write64(offset::STRTAB_BASE, STREAMS);
+    unit.write32(offset::STRTAB_BASE_CFG, StrtabBaseCfg::new(StreamTableFormat::Linear, 4).0);
+    unit.write64(offset::CMDQ_BASE, QueueBase::new(PhysAddr::new(COMMANDS), 3).0);
+    unit.write64(offset::EVENTQ_BASE, QueueBase::new(PhysAddr::new(EVENTS), 3).0);
+    for index in [offset::CMDQ_PROD, offset::CMDQ_CONS, offset::EVENTQ_PROD, offset::EVENTQ_CONS] {
+        unit.write32(index, 0);
+    }
+    for (address, data) in
+        [(offset::GERROR_IRQ_CFG0, offset::GERROR_IRQ_CFG1), (offset::EVENTQ_IRQ_CFG0, offset::EVENTQ_IRQ_CFG1)]
+    {
+        unit.write64(address, 0);
+        unit.write32(data, 0);
+    }
+    unit.write32(offset::IRQ_CTRL, (IrqCtrl::GERROR | IrqCtrl::EVENTQ).bits());
+    unit.write32(offset::CR0, (Cr0::SMMUEN | Cr0::EVENTQEN | Cr0::CMDQEN).bits());
+    settle(&unit);
+    assert_eq!(unit.read32(offset::CR0ACK), 0b1101);
+    unit
+}
+
+/// Steps until nothing is left, whatever the chooser says.
+fn settle<C: Chooser>(unit: &Unit<C>) {
+    for _ in 0..64 {
+        unit.run();
+    }
+}
+
+/// Writes a command, and makes it the unit's.
+fn submit<C: Chooser + 'static>(unit: &Unit<C>, words: [u64; 2]) {
+    let prod = unit.read32(offset::CMDQ_PROD);
+    let slot = COMMANDS + u64::from(prod & 7) * 16;
+    unit.host().put(slot, words[0]);
+    unit.host().put(slot + 8, words[1]);
+    unit.write32(offset::CMDQ_PROD, prod + 1 & 0xf);
+}
+
+fn sync() -> [u64; 2] {
+    Command::Sync { completion: Completion::None }.encode()
+}
+
+/// Has a command executed: it, and a CMD_SYNC.
+fn execute<C: Chooser + 'static>(unit: &Unit<C>, command: Command) {
+    submit(unit, command.encode());
+    submit(unit, sync());
+    settle(unit);
+    assert_eq!(unit.read32(offset::CMDQ_CONS) & 0xf, unit.read32(offset::CMDQ_PROD));
+}
