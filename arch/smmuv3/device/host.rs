@@ -2,7 +2,7 @@
 
 use crate::addr::PhysAddr;
 use crate::arch::smmuv3::layout::StreamId;
-use crate::arch::smmuv3::layout::commands::PageResponse;
+use crate::arch::smmuv3::layout::commands::{PageResponse, Resume};
 use crate::bus::{Snoop, Unreachable};
 use crate::ops::Msi;
 
@@ -79,10 +79,10 @@ pub trait Host: Send + Sync {
         let _ = (stream, substream, group, response);
     }
 
-    /// A request that waited is to be tried again, or was terminated: its device asks
-    /// [`SmmuDevice::outcome`](super::SmmuDevice::outcome) with this tag.
-    fn resumed(&self, tag: u16) {
-        let _ = tag;
+    /// Software has decided what becomes of the request that waits under this tag (SMMU 4.7.1): it is to be
+    /// sent again, or it failed, or it succeeds without effect ([`Resume::Terminate`]). The tag is free again.
+    fn resume(&self, tag: u16, action: Resume) {
+        let _ = (tag, action);
     }
 
     /// Waits until accesses that were translated before are through (SMMU 3.21.1). A CMD_SYNC behind an

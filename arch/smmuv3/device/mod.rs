@@ -1,11 +1,13 @@
 //! The device half: an SMMUv3 in software, as strict as hardware may be.
 
 mod config;
+mod events;
 mod host;
 mod interrupts;
 mod output;
 mod queue;
 mod registers;
+mod stalls;
 mod step;
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,22 @@ pub(super) struct Writers {
     count: u32,
     /// Where the next entry goes.
     next: QueueIndex,
+    /// The first entry that could not be written: it and what is behind it is lost (7.2.2).
+    lost: Option<QueueIndex>,
+}
+
+/// A place in a queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Place {
+    pub(super) address: PhysAddr,
+    index: QueueIndex,
+}
+
+/// What became of an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Written {
+    Whole,
+    Aborted,
 }
 
 impl Writers {
@@ -27,28 +43,33 @@ impl Writers {
     }
 
     /// Takes a place for an entry of `1 << entry_log2` bytes.
-    pub(super) fn reserve(&mut self, queue: &Queue, entry_log2: u8) -> Option<PhysAddr> {
+    pub(super) fn reserve(&mut self, queue: &Queue, entry_log2: u8) -> Option<Place> {
         if !self.has_room(queue) {
             return None;
         }
         if self.is_quiet() {
             self.next = queue.prod();
+            self.lost = None;
         }
-        let place = queue.address(self.next, entry_log2);
-        self.next = self.next.plus(1, queue.log2_size());
+        let index = self.next;
+        self.next = index.plus(1, queue.log2_size());
         self.count = self.count.wrapping_add(1);
-        Some(place)
+        Some(Place { address: queue.address(index, entry_log2), index })
     }
 
-    /// One more is written. Whether the queue was empty, and is not any more.
-    pub(super) fn publish(&mut self, queue: &mut Queue) -> bool {
+    /// One more is written, or is not. Whether the queue was empty, and is not any more.
+    pub(super) fn publish(&mut self, queue: &mut Queue, place: Place, written: Written) -> bool {
+        let before = |index| QueueIndex::used(index, queue.prod(), queue.log2_size());
+        if written == Written::Aborted && self.lost.is_none_or(|lost| before(place.index) < before(lost)) {
+            self.lost = Some(place.index);
+        }
         self.count = self.count.saturating_sub(1);
         if !self.is_quiet() {
             return false;
         }
         let was_empty = queue.used() == 0;
-        queue.prod = queue.prod & OVERFLOW_FLAG | self.next.0;
-        was_empty
+        queue.prod = queue.prod & OVERFLOW_FLAG | self.lost.unwrap_or(self.next).0;
+        was_empty && queue.used() != 0
     }
 
     /// Forgets what is being written.

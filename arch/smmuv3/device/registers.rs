@@ -460,7 +460,10 @@ impl RegisterFile {
         let news = error & !self.active_errors();
         if !news.is_empty() {
             self.gerror.toggle(news);
-            self.raise(Source::GlobalErrors);
+            // 7.5.1: its own message would be aborted again.
+            if news != Gerror::MSI_GERROR_ABT_ERR {
+                self.raise(Source::GlobalErrors);
+            }
         }
     }
 

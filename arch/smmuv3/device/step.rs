@@ -45,6 +45,8 @@ pub enum Step {
     TimedOut(Command),
     /// Consumed a CMD_SYNC.
     Completed(Completion),
+    /// Had requests tried again for which there was no room in the event queue.
+    Retried,
     /// Sent an interrupt.
     Interrupted(Line),
 }
@@ -58,13 +60,14 @@ enum Action {
     Execute(usize),
     Complete,
     Fetch,
+    Retry,
     Interrupt(Source),
     /// To leave what was consumed for later: no CMD_SYNC asks for it.
     Leave,
 }
 
-/// Bits of CR0 and IRQ_CTRL, GBPA, commands, CMD_SYNC, fetching, interrupts, nothing.
-const ACTIONS: usize = CONTROLS.len() + 3 + 1 + PENDING + 1 + 1 + 3 + 1;
+/// Bits of CR0 and IRQ_CTRL, GBPA, commands, CMD_SYNC, fetching, stalls, interrupts, nothing.
+const ACTIONS: usize = CONTROLS.len() + 3 + 1 + PENDING + 1 + 1 + 1 + 3 + 1;
 
 /// Bits of CR0, each of which comes into force for itself.
 const CONTROLS: [Cr0; 5] = [Cr0::SMMUEN, Cr0::PRIQEN, Cr0::EVENTQEN, Cr0::CMDQEN, Cr0::ATSCHK];
@@ -117,13 +120,23 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
             Some(Action::Execute(index)) => self.execute(*index),
             Some(Action::Complete) => self.complete(),
             Some(Action::Fetch) => self.fetch(),
+            Some(Action::Retry) => {
+                self.retry_untold();
+                Step::Retried
+            }
             Some(Action::Interrupt(source)) => self.send(*source),
         }
     }
 
     /// Takes over a bit of CR0 (6.3.9).
     fn control(&self, bit: Cr0) -> Step {
-        self.state.lock(&self.platform).registers.follow(bit);
+        let mut state = self.state.lock(&self.platform);
+        state.registers.follow(bit);
+        let off = bit == Cr0::SMMUEN && !state.registers.enabled.contains(bit);
+        drop(state);
+        if off {
+            self.terminate_all();
+        }
         Step::Control(bit)
     }
 
@@ -139,12 +152,19 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
             Ok(words) => queue::judge(&self.config.identification, words).map_err(|_| CommandError::Illegal),
             Err(Unreachable) => Err(CommandError::Abort),
         };
+        // These are done when they are consumed (4.8).
+        match command {
+            Ok(Command::Resume { stream, tag, action }) => self.resume(stream, tag, action),
+            Ok(Command::StallTerminate { stream }) => self.terminate(stream),
+            _ => {}
+        }
         let mut state = self.state.lock(&self.platform);
         match command {
             Ok(command) => {
                 state.registers.misuse |= queue::misuse(&self.config.identification, command);
                 match command {
                     Command::Sync { completion } => state.pending.sync = Some(completion),
+                    Command::Resume { .. } | Command::StallTerminate { .. } => state.consume(),
                     _ => {
                         state.pending.push(command);
                         state.consume();
@@ -283,9 +303,10 @@ impl<P: Platform> State<P> {
             add(Action::Execute(index), self.pending.is_legal(index));
         }
         let waits = self.pending.sync.is_some();
-        add(Action::Complete, waits && self.pending.is_empty() && self.event_writers.is_quiet());
+        add(Action::Complete, waits && self.pending.is_empty() && self.events.writers.is_quiet());
         let fetches = registers.fetches_commands() && self.pending.has_room();
         add(Action::Fetch, fetches);
+        add(Action::Retry, self.stalls.has_untold() && self.check_writable().is_ok());
         for source in Source::ALL {
             add(Action::Interrupt(source), registers.interrupts.is_due(source));
         }
@@ -302,7 +323,7 @@ impl<P: Platform> State<P> {
             // 6.3.9.3: what is in progress is consumed in its entirety.
             Cr0::CMDQEN => self.pending.sync.is_none(),
             // 6.3.9.4: what is being written becomes visible.
-            Cr0::EVENTQEN => self.event_writers.is_quiet(),
+            Cr0::EVENTQEN => self.events.writers.is_quiet(),
             _ => true,
         }
     }

@@ -1,9 +1,10 @@
 //! The unit.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-use super::output::Writers;
+use super::events::Events;
 use super::queue::Pending;
 use super::registers::{Misuse, RegisterFile, is_register, is_wide};
+use super::stalls::Stalls;
 use super::{DeviceConfig, Host};
 use crate::bus::{Chooser, InOrder};
 use crate::error::{Error, InvalidReason, Result};
@@ -32,11 +33,10 @@ pub struct SmmuDevice<P: Platform, H: Host, C: Chooser = InOrder> {
 pub(super) struct State<P: Platform> {
     pub(super) registers: RegisterFile,
     pub(super) pending: Pending,
-    /// Events that have a place in their queue.
-    pub(super) event_writers: Writers,
+    pub(super) events: Events,
+    pub(super) stalls: Stalls<P>,
     /// Counts invalidations: what was read from tables before one is not cached after it.
     pub(super) epoch: u64,
-    pub(super) platform: core::marker::PhantomData<P>,
 }
 
 impl<P: Platform, H: Host> SmmuDevice<P, H> {
@@ -62,9 +62,9 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
         let state = State {
             registers: RegisterFile::new(config.identification),
             pending: Pending::new(),
-            event_writers: Writers::default(),
+            events: Events::default(),
+            stalls: Stalls::new(platform.clone(), config.identification.stall_max())?,
             epoch: 0,
-            platform: core::marker::PhantomData,
         };
         Ok(Self { platform, host, chooser, config, state: Lock::new(state), stepping: AtomicBool::new(false) })
     }
@@ -78,7 +78,8 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
         let state = self.state.get_mut();
         state.registers = RegisterFile::new(self.config.identification);
         state.pending.clear();
-        state.event_writers.reset();
+        state.events = Events::default();
+        state.stalls.clear();
         state.epoch = state.epoch.wrapping_add(1);
     }
 

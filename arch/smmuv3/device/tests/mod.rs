@@ -14,7 +14,7 @@ use std::vec::Vec;
 use super::{Chooser, DeviceAnswer, DeviceConfig, Host, InOrder, Interrupt, SmmuDevice, Snoop, Unreachable};
 use crate::addr::PhysAddr;
 use crate::arch::smmuv3::layout::StreamId;
-use crate::arch::smmuv3::layout::commands::{Command, Completion, PageResponse};
+use crate::arch::smmuv3::layout::commands::{Command, Completion, PageResponse, Resume};
 use crate::arch::smmuv3::layout::registers::{Cr0, Cr1, IrqCtrl, QueueBase, StreamTableFormat, StrtabBaseCfg, offset};
 use crate::platform::{Arena, Frame, Registers};
 
@@ -34,7 +34,7 @@ struct Machine {
     invalidations: Mutex<Vec<(StreamId, Option<u32>, u64, u8)>>,
     deaf: Mutex<bool>,
     responses: Mutex<Vec<(StreamId, Option<u32>, u16, PageResponse)>>,
-    resumed: Mutex<Vec<u16>>,
+    resumed: Mutex<Vec<(u16, Resume)>>,
 }
 
 impl Machine {
@@ -93,8 +93,8 @@ impl Host for Machine {
         self.responses.lock().unwrap().push((stream, substream, group, response));
     }
 
-    fn resumed(&self, tag: u16) {
-        self.resumed.lock().unwrap().push(tag);
+    fn resume(&self, tag: u16, action: Resume) {
+        self.resumed.lock().unwrap().push((tag, action));
     }
 }
 
