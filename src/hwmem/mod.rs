@@ -12,6 +12,12 @@ mod entry;
 #[cfg(observed)]
 pub mod observe;
 mod table;
+#[cfg(all(test, not(loom)))]
+pub(crate) mod testing;
+mod two_level;
+mod visibility;
 
 pub use entry::Entry;
 pub use table::{ENTRIES_PER_FRAME_LOG2, FrameTable, Table};
+pub use two_level::{Leaves, TableSites, TwoLevel};
+pub use visibility::Visibility;

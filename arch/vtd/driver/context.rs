@@ -2,13 +2,12 @@
 //! in scalable mode (VT-d 3.4, 9.1 to 9.4).
 
 use super::site;
-use super::slot::{Slot, SlotKind};
-use super::two_level::TwoLevel;
+use super::slot::{Slot, SlotKind, leaves};
 use crate::addr::PhysAddr;
 use crate::arch::vtd::layout::registers::TableMode;
 use crate::arch::vtd::layout::{scalable, tables};
 use crate::error::Result;
-use crate::hwmem::Table;
+use crate::hwmem::{Table, TwoLevel, Visibility};
 use crate::pgtable::WalkerCoherency;
 use crate::platform::Platform;
 
@@ -31,7 +30,7 @@ pub(super) struct ContextTables<P: Platform> {
 impl<P: Platform> ContextTables<P> {
     /// Tables in which everything is blocked.
     pub(super) fn new(platform: P, coherency: WalkerCoherency, mode: TableMode) -> Result<Self> {
-        Ok(Self { tables: TwoLevel::new(platform, coherency, 0, &site::CONTEXT_TABLES)?, mode })
+        Ok(Self { tables: TwoLevel::new(Visibility { platform, coherency }, 0, leaves(&site::CONTEXT_TABLES))?, mode })
     }
 
     /// Where the root table lies.
@@ -80,7 +79,7 @@ impl<P: Platform> ContextTables<P> {
     }
 
     fn context<'a>(&'a self, table: Table<'a>, entry: usize) -> Context<'a, P> {
-        Slot { visibility: &self.tables.visibility, table, first: entry * self.entry_words(), kind: &CONTEXT }
+        Slot { visibility: self.tables.visibility(), table, first: entry * self.entry_words(), kind: &CONTEXT }
     }
 
     fn entry_words(&self) -> usize {
@@ -95,12 +94,12 @@ impl<P: Platform> ContextTables<P> {
 mod tests {
     use super::ContextTables;
     use crate::addr::PhysAddr;
-    use crate::arch::vtd::driver::testing::{Memory, Pairs};
     use crate::arch::vtd::layout::registers::TableMode;
     use crate::arch::vtd::layout::scalable::{ScalableContextEntry, ScalableRootEntry};
     use crate::arch::vtd::layout::tables::TranslationType;
     use crate::arch::vtd::layout::{AddressWidth, ContextEntry, DomainId, RootEntry};
     use crate::error::Error;
+    use crate::hwmem::testing::{Memory, Pairs};
     use crate::pgtable::WalkerCoherency;
 
     fn tables(platform: &Memory, mode: TableMode) -> ContextTables<Memory> {

@@ -6,7 +6,6 @@
 //! | `registers` | commands to the unit, each with its wait |
 //! | `site` | every barrier, clean, request and wait by name |
 //! | `queue` | queued invalidation, for many producers |
-//! | `two_level` | tables of tables |
 //! | `slot` | one entry of such a table, never seen torn |
 //! | `context` | root and context tables of both modes |
 //! | `pasid` | PASID directories and tables, how their entries change |
@@ -38,10 +37,7 @@ mod scalable;
 mod site;
 mod slot;
 mod takeover;
-#[cfg(all(test, not(loom)))]
-mod testing;
 mod translation;
-mod two_level;
 mod unit;
 
 pub use capabilities::Capabilities;

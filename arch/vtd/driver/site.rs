@@ -2,17 +2,9 @@
 //!
 //! Cleans are for units that do not snoop, write-buffer flushes for those with CAP.RWBF.
 
+use crate::hwmem::TableSites;
 use crate::sync::Site;
 use crate::sync::site::sites;
-
-/// The sites of a table that is made, and of the entry that then leads to it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TableSites {
-    pub(super) top_clean: Site,
-    pub(super) new_clean: Site,
-    pub(super) new: Site,
-    pub(super) entry_clean: Site,
-}
 
 /// The sites of an entry: its upper quadwords before it is present, and whatever it becomes.
 #[derive(Clone, Copy, Debug)]

@@ -1,29 +1,12 @@
 //! An entry of a table that hardware walks, whatever the table: written so that it is never seen torn.
 
 use super::site::SlotSites;
-use crate::hwmem::{Entry, Table};
-use crate::pgtable::WalkerCoherency;
+use crate::hwmem::{Entry, Leaves, Table, TableSites, Visibility};
 use crate::platform::Platform;
 use crate::sync::Site;
 
 /// P, in the lowest quadword of every entry.
 const PRESENT: u64 = 1 << 0;
-
-/// How tables become visible to the walker: ECAP.C says whether it snoops them (VT-d 11.4.3).
-#[derive(Clone, Debug)]
-pub(super) struct Visibility<P: Platform> {
-    pub(super) platform: P,
-    pub(super) coherency: WalkerCoherency,
-}
-
-impl<P: Platform> Visibility<P> {
-    #[inline(never)]
-    pub(super) fn clean(&self, site: Site, table: Table<'_>, first: usize, count: usize) {
-        if self.coherency == WalkerCoherency::NeedsClean {
-            table.clean(site, &self.platform, first, count);
-        }
-    }
-}
 
 /// What distinguishes entries of one kind.
 #[derive(Debug)]
@@ -35,6 +18,13 @@ pub(super) struct SlotKind {
     pub(super) sites: SlotSites,
 }
 
+/// Tables of tables: P in an entry that points to one, in root entries of both modes as in PASID
+/// directory entries (VT-d 9.1, 9.2, 9.5). They have one frame, unless it is loom's, which holds no PASID
+/// entry.
+pub(super) const fn leaves(sites: &'static TableSites) -> Leaves {
+    Leaves { order: if cfg!(loom) { 1 } else { 0 }, link: PRESENT, sites }
+}
+
 /// One entry of `N` quadwords. Those above, if the entry has more, are reserved and stay zero.
 ///
 /// It is changed by one processor at a time: its source belongs to a group, which is claimed
@@ -42,6 +32,7 @@ pub(super) struct SlotKind {
 /// present looks afterwards whether the unit was fenced meanwhile.
 #[derive(Debug)]
 pub(super) struct Slot<'a, P: Platform, const N: usize> {
+    /// ECAP.C says whether the walker snoops (VT-d 11.4.3).
     pub(super) visibility: &'a Visibility<P>,
     pub(super) table: Table<'a>,
     /// Index of the lowest quadword.

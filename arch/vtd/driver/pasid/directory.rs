@@ -3,13 +3,12 @@
 use super::transition::{Invalidate, Passage, Plan, Step, Store};
 use crate::addr::PhysAddr;
 use crate::arch::vtd::driver::site;
-use crate::arch::vtd::driver::slot::{Slot, SlotKind};
-use crate::arch::vtd::driver::two_level::TwoLevel;
+use crate::arch::vtd::driver::slot::{Slot, SlotKind, leaves};
 use crate::arch::vtd::layout::scalable::{
     MIN_DIRECTORY_ENTRIES, PASID_ENTRIES, PASID_INDEX_BITS, PASID_WORDS, PasidEntry,
 };
 use crate::error::{Error, InvalidReason, Result, UnsupportedReason};
-use crate::hwmem::Table;
+use crate::hwmem::{Table, TwoLevel, Visibility};
 use crate::id::Pasid;
 use crate::pgtable::WalkerCoherency;
 use crate::platform::{FRAME_BYTES, Platform};
@@ -44,7 +43,8 @@ impl<P: Platform> PasidDirectory<P> {
             return Err(Error::Invalid(InvalidReason::Pasid));
         }
         let order = size.saturating_sub((FRAME_ENTRIES / MIN_DIRECTORY_ENTRIES).ilog2());
-        Ok(Self { tables: TwoLevel::new(platform, coherency, order as u8, &site::PASID_TABLES)?, size: size as u8 })
+        let visibility = Visibility { platform, coherency };
+        Ok(Self { tables: TwoLevel::new(visibility, order as u8, leaves(&site::PASID_TABLES))?, size: size as u8 })
     }
 
     /// Where the directory lies (PASIDDIRPTR).
@@ -92,7 +92,7 @@ impl<P: Platform> PasidDirectory<P> {
     }
 
     fn slot_at<'a>(&'a self, table: Table<'a>, entry: usize) -> PasidSlot<'a, P> {
-        Slot { visibility: &self.tables.visibility, table, first: entry * PASID_WORDS, kind: &PASID }
+        Slot { visibility: self.tables.visibility(), table, first: entry * PASID_WORDS, kind: &PASID }
     }
 }
 
@@ -160,10 +160,10 @@ mod tests {
     use super::{PasidDirectory, PasidSlot};
     use crate::addr::PhysAddr;
     use crate::arch::vtd::driver::pasid::{Invalidate, Passage};
-    use crate::arch::vtd::driver::testing::{Memory, Pairs};
     use crate::arch::vtd::layout::scalable::{FirstStageLevels, PasidDirectoryEntry, PasidEntry};
     use crate::arch::vtd::layout::{AddressWidth, DomainId};
     use crate::error::{Error, InvalidReason};
+    use crate::hwmem::testing::{Memory, Pairs};
     use crate::id::Pasid;
     use crate::pgtable::WalkerCoherency;
 

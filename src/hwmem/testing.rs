@@ -17,13 +17,13 @@ const LINE: u64 = 64;
 
 /// Whether there are stores of 128 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Pairs {
+pub(crate) enum Pairs {
     Stored,
     Refused,
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     arena: &'static Arena,
     pairs: Pairs,
     shared: Arc<Shared>,
@@ -39,29 +39,29 @@ struct Shared {
 }
 
 impl Memory {
-    pub(super) fn new(pairs: Pairs) -> Self {
+    pub(crate) fn new(pairs: Pairs) -> Self {
         let arena = Arena::new(Box::leak(vec![Frame::ZERO; 128].into_boxed_slice())).unwrap();
         let shared = Shared { until_failure: AtomicI64::new(-1), ..Shared::default() };
         Self { arena, pairs, shared: Arc::new(shared) }
     }
 
     /// Frames handed out now.
-    pub(super) fn in_use(&self) -> usize {
+    pub(crate) fn in_use(&self) -> usize {
         self.shared.in_use.load(Ordering::SeqCst)
     }
 
     /// Lets `nth` allocations succeed, then fails one.
-    pub(super) fn fail_nth(&self, nth: i64) {
+    pub(crate) fn fail_nth(&self, nth: i64) {
         self.shared.until_failure.store(nth, Ordering::SeqCst);
     }
 
     /// Whether any line was written back.
-    pub(super) fn has_cleaned(&self) -> bool {
+    pub(crate) fn has_cleaned(&self) -> bool {
         !self.shared.lines.lock().unwrap().is_empty()
     }
 
     /// The quadword at `address` as it was written back last; not zero if it never was.
-    pub(super) fn written_back(&self, address: PhysAddr) -> u64 {
+    pub(crate) fn written_back(&self, address: PhysAddr) -> u64 {
         let (line, word) = (address.as_u64() & !(LINE - 1), address.as_u64() % LINE / 8);
         self.shared.lines.lock().unwrap().get(&line).map_or(0xa5a5_a5a5_a5a5_a5a5, |words| words[word as usize])
     }
