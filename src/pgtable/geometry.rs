@@ -16,6 +16,29 @@ pub(super) const fn has_items<F: Format>() -> bool {
     false
 }
 
+/// Whether pages of `bytes` bytes, a page size of the format, take one entry each.
+#[inline(always)]
+pub(super) const fn is_one_entry<F: Format>(bytes: u64) -> bool {
+    !has_items::<F>() || bytes & const { one_entry_sizes::<F>() } != 0
+}
+
+/// The sizes of pages that take one entry each, as bits.
+const fn one_entry_sizes<F: Format>() -> u64 {
+    let (mut bits, mut level) = (0, 0);
+    while level < F::ITEMS.len() {
+        #[allow(clippy::indexing_slicing, reason = "bounded by the loop, evaluated at compile time")]
+        if F::ITEMS[level] & 1 != 0 {
+            // A shift beyond the word would be a page that no address can hold.
+            bits |= match 1u64.checked_shl(F::GRANULE_LOG2 as u32 + level as u32 * F::INDEX_BITS as u32) {
+                Some(size) => size,
+                None => 0,
+            };
+        }
+        level += 1;
+    }
+    bits
+}
+
 /// Binary logarithm of the bytes that one entry of `level` stands for.
 #[inline(always)]
 pub(super) fn shift<F: Format>(level: u8) -> u32 {

@@ -1,6 +1,6 @@
 //! Mapping: install tables, then write leaves.
 
-use super::geometry::{congruent, entry_last, has_items, low_mask, pick, shift};
+use super::geometry::{congruent, entry_last, has_items, is_one_entry, low_mask, pick, shift};
 use super::list::{self, TableList};
 use super::table::{Kind, Place};
 use super::{Format, LiveSplit, PageSizes, PageTable, WalkerCoherency, site};
@@ -168,7 +168,8 @@ impl<F: Format, P: Platform> PageTable<F, P> {
             return Written::Up(at);
         }
         let Some(place) = self.descend(at, shift::<F>(0)) else { return Written::Up(at) };
-        if has_items::<F>() {
+        // A single page is none of several entries.
+        if has_items::<F>() && job.last - at != low_mask(shift::<F>(0)) {
             return self.write_items(place, at, job);
         }
         let count = ((job.last - at) >> shift::<F>(0)) as usize + 1;
@@ -200,10 +201,10 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     fn write_large(&self, at: u64, job: &Job) -> Written {
         let low = at ^ job.last;
         // An aligned power of two that is a page size.
-        if !has_items::<F>()
-            && (at | job.phys(at)) & low == 0
+        if (at | job.phys(at)) & low == 0
             && low & low.wrapping_add(1) == 0
             && job.sizes & low.wrapping_add(1) != 0
+            && is_one_entry::<F>(low.wrapping_add(1))
             && let Some(Place { table, level, index }) =
                 self.descend_from(self.top, at, low.wrapping_add(1).trailing_zeros())
             && self.write(table, level, 0, index, 1, job.phys(at), job) == 1

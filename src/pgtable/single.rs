@@ -1,6 +1,6 @@
 //! The commonest calls, kept short: one page where all tables are there.
 
-use super::geometry::{has_items, shift};
+use super::geometry::{has_items, is_one_entry, shift};
 use super::table::{Kind, Place};
 use super::{Format, PageSizes, PageTable, WalkerCoherency};
 use crate::addr::{IovaRange, PhysAddr};
@@ -55,12 +55,19 @@ impl<F: Format, P: Platform> PageTable<F, P> {
         }
         let Some(place) = self.place_of(range, bytes) else { return Short::NotTaken };
         let entry = place.table.entry(place.index);
-        // Small pages are cleared unread; a large range may hold a table instead.
-        if bytes != 1 << shift::<F>(0) && self.kind(place.level, entry.load()) != Kind::Leaf {
+        // Small pages are cleared unread, unless a page of several entries may be there; a large range may
+        // hold a table instead.
+        if (has_items::<F>() || bytes != 1 << shift::<F>(0)) && !self.is_one_page(place.level, entry.load()) {
             return Short::NotTaken;
         }
         entry.store(0);
         Short::Done
+    }
+
+    /// Whether an entry of `level` is a page by itself.
+    #[inline(always)]
+    pub(super) fn is_one_page(&self, level: u8, entry: u64) -> bool {
+        self.kind(level, entry) == Kind::Leaf && (!has_items::<F>() || self.format.item(level, entry) == 0)
     }
 
     /// The entry for a page of `bytes` bytes, if all tables on the way are there.
@@ -76,14 +83,14 @@ impl<F: Format, P: Platform> PageTable<F, P> {
     }
 }
 
-/// The length of a range that is an aligned power of two, in a format whose pages take one entry each;
-/// else zero.
+/// The length of a range that is an aligned power of two, and not that of pages of several entries; else
+/// zero.
 #[inline(always)]
 fn one_page<F: Format>(range: IovaRange) -> u64 {
     let (start, last) = (range.start().as_u64(), range.last().as_u64());
     let low = start ^ last;
     let one = start & low == 0 && low & low.wrapping_add(1) == 0;
-    if one && !has_items::<F>() { low.wrapping_add(1) } else { 0 }
+    if one && is_one_entry::<F>(low.wrapping_add(1)) { low.wrapping_add(1) } else { 0 }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -1,10 +1,10 @@
 //! Unmapping: clear entries, detach tables that are covered whole.
 
 use super::fmt::AccessedDirty;
-use super::geometry::{entry_last, entry_size, has_items, low_mask, shift};
+use super::geometry::{entry_last, entry_size, has_items, is_one_entry, low_mask, shift};
 use super::list::TableList;
 use super::table::{Kind, Place};
-use super::{Format, PageSize, PageTable, site};
+use super::{Format, PageSize, PageSizes, PageTable, site};
 use crate::addr::{IovaRange, PhysAddr};
 use crate::error::{Error, Result};
 use crate::hwmem::{Entry, Table};
@@ -41,17 +41,17 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                 stray.note(entry_size::<F>(0));
                 return self.clear_leaves(table, index, at, last);
             }
-        } else if !has_items::<F>()
-            && at & low == 0
+        } else if at & low == 0
             && low & low.wrapping_add(1) == 0
             && self.sizes & low.wrapping_add(1) != 0
+            && is_one_entry::<F>(low.wrapping_add(1))
             && let Some(Place { table, level, index }) =
                 self.descend_from(self.top, at, low.wrapping_add(1).trailing_zeros())
         {
             // An aligned power of two: one large page?
             let entry = table.entry(index);
-            if self.kind(level, entry.load()) == Kind::Leaf {
-                stray.note(entry_size::<F>(level));
+            if self.is_one_page(level, entry.load()) {
+                stray.note(PageSizes::from_bits(low.wrapping_add(1)));
                 self.clear_leaf(entry);
                 self.clean(site::UNMAP_LARGE_CLEAN, table, index, 1);
                 return Ok(());
@@ -126,7 +126,9 @@ impl<F: Format, P: Platform> PageTable<F, P> {
                 if self.kind(0, found) == Kind::Leaf { self.page_within(0, found, at, start, end) } else { Ok(()) }
             };
             page_within(start)?;
-            result = page_within(end);
+            if count > 1 {
+                result = page_within(end);
+            }
             if let Err(Error::PartialPage { page, .. }) = result
                 && let Some(page) = self.offset(page)
             {
