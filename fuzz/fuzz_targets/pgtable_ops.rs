@@ -13,12 +13,13 @@ mod platform;
 mod setup;
 
 use arbitrary::Arbitrary;
-use iommu::pgtable::{Format, LiveSplit, MapError, PageSizes, SecondStage, TableList, WalkerCoherency, X86_64};
+use iommu::pgtable::LpaeStage::{self, One, Two};
+use iommu::pgtable::{Format, LiveSplit, Lpae, MapError, PageSizes, SecondStage, TableList, WalkerCoherency, X86_64};
 use iommu::{Error, IovaRange, PhysAddr, Prot};
 use libfuzzer_sys::fuzz_target;
 
 use formats::{Identical, Middle, Upper};
-use setup::{Setup, Shape, range};
+use setup::{BREAK, Setup, Shape, range};
 
 #[derive(Arbitrary, Debug)]
 struct Input {
@@ -70,15 +71,30 @@ const MOST_OPERATIONS: usize = 60;
 
 fuzz_target!(|input: Input| {
     let walker = if input.walker_snoops { WalkerCoherency::Snoops } else { WalkerCoherency::NeedsClean };
-    match input.format % 6 {
+    match input.format % 12 {
         0 => run(SecondStage::default(), 3, walker, &input.operations),
         1 => run(SecondStage::default(), 4, walker, &input.operations),
         2 => run(X86_64::default(), 4, walker, &input.operations),
         3 => run(Upper, 4, walker, &input.operations),
         4 => run(Middle, 2, walker, &input.operations),
+        5 => lpae::<12>(Lpae::new(One), 48, walker, &input.operations),
+        6 => lpae::<12>(Lpae::new(Two), 40, walker, &input.operations),
+        7 => lpae::<14>(Lpae::new(One), 47, walker, &input.operations),
+        8 => lpae::<14>(freely(Two), 48, walker, &input.operations),
+        9 => lpae::<16>(freely(One), 52, walker, &input.operations),
+        10 => lpae::<16>(Lpae::new(Two), 46, walker, &input.operations),
         _ => run(Identical, 3, walker, &input.operations),
     }
 });
+
+/// A format that may change the size of pages in use.
+fn freely<const G: u8>(stage: LpaeStage) -> Lpae<G> {
+    Lpae { live_split: LiveSplit::Allowed, ..Lpae::new(stage) }
+}
+
+fn lpae<const G: u8>(format: Lpae<G>, input_bits: u8, walker: WalkerCoherency, operations: &[Operation]) {
+    run(format, format.config(input_bits, if input_bits == 52 { 52 } else { 48 }), walker, operations);
+}
 
 fn run<F: Format>(format: F, shape: impl Shape, walker: WalkerCoherency, operations: &[Operation]) {
     let mut setup = Setup::new(format, shape.config(&format), walker);
@@ -106,7 +122,7 @@ fn apply<F: Format>(setup: &mut Setup<F>, operation: &Operation) {
             setup.platform.set_budget(None);
             // SAFETY: as above.
             unsafe { setup.table.free(stray) };
-            if result == Err(MapError::from(Error::NoMemory)) {
+            if result == Err(MapError::from(Error::NoMemory)) || result == Err(BREAK) {
                 setup.check();
             } else {
                 let expected = setup.model.map(at, same(at), Prot::RW, setup.table.page_sizes());
@@ -116,7 +132,8 @@ fn apply<F: Format>(setup: &mut Setup<F>, operation: &Operation) {
         Operation::Unmap { at } => drop_result(setup.unmap(place(setup, at))),
         Operation::Protect { at, writable } => drop_result(setup.protect(place(setup, at), prot(writable))),
         Operation::Cut { at } => {
-            if setup.table.format().live_split() == LiveSplit::Allowed && (setup.model.pages.len() as u64) < MOST_PAGES {
+            if setup.table.format().live_split() == LiveSplit::Allowed && (setup.model.pages.len() as u64) < MOST_PAGES
+            {
                 setup.cut(place(setup, at));
             }
         }
