@@ -92,6 +92,7 @@ pub mod arch;
 #[cfg(feature = "device")]
 pub mod bus;
 pub mod device;
+pub mod device_tree;
 pub mod domain;
 mod error;
 mod fault;
