@@ -15,7 +15,7 @@ mod resolve;
 mod rmr;
 
 #[cfg(test)]
-mod samples;
+pub(super) mod samples;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +26,7 @@ use crate::error::{ParseError, ParseErrorKind};
 use raw::TableHeader;
 
 pub use mapping::{Mapping, Mappings};
+pub(super) use node::Ascii;
 pub use node::{
     AtsFlags, ItsGroup, MemoryAccess, MemoryFlags, Model, NamedComponent, Node, NodeKind, Pmcg, RootComplex, Smmu,
     SmmuV3, SmmuV3Flags,

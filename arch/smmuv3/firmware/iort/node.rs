@@ -616,7 +616,7 @@ fn pasid_bits(bits: u8, error: ParseError) -> Result<u8, ParseError> {
 }
 
 /// Firmware's bytes, made safe to print.
-pub(super) struct Ascii<'a>(pub(super) &'a [u8]);
+pub(in crate::arch::smmuv3::firmware) struct Ascii<'a>(pub(in crate::arch::smmuv3::firmware) &'a [u8]);
 
 impl fmt::Display for Ascii<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
