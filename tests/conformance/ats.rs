@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use iommu::arch::vtd::device::DeviceAnswer;
 use iommu::{AtsPolicy, Error, Iova, Policy, Prot};
 use iommu_harness::runner::TestError;
-use iommu_harness::{Access, DeviceTlb, Machine, TestResult};
+use iommu_harness::{Access, DeviceTlb, Machine, TestResult, TlbAnswer};
 
 use crate::rig::{Rig, map, unmap};
 
@@ -92,7 +91,7 @@ pub(crate) fn no_answer(machine: &dyn Machine) -> TestResult {
     let lent = map(&others, 0x10_0000, &theirs, Prot::RW)?;
     rig.assert_reaches("edu", HERE, &mine, 0, 64);
     rig.assert_reaches("alone", HERE, &theirs, 0, 64);
-    tlb.set_answer(DeviceAnswer::None);
+    tlb.set_answer(TlbAnswer::None);
     mine.fill(0);
     assert!(matches!(unmap(&domain, mapped), Err(Error::Invalidation { .. })), "nobody knows what edu does");
     assert!(tlb.entries() > 0);
@@ -103,7 +102,7 @@ pub(crate) fn no_answer(machine: &dyn Machine) -> TestResult {
     unmap(&others, lent)?;
     rig.assert_blocked("alone", HERE, Access::Write);
     // Once it answers, and the unit starts anew, all is as before.
-    tlb.set_answer(DeviceAnswer::Done);
+    tlb.set_answer(TlbAnswer::Done);
     rig.iommu.suspend()?;
     rig.iommu.resume()?;
     let again = machine.buffer(4096)?;

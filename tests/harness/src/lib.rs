@@ -61,7 +61,7 @@ pub use devices::{Access, DmaDevice, DmaOutcome, Workspace};
 pub use error::{Error, Result};
 pub use frames::{FramePool, POISON};
 pub use machine::{Buffer, Machine};
-pub use model::{DeviceTlb, ModelOptions, ModelX86};
+pub use model::{DeviceTlb, ModelOptions, ModelX86, TlbAnswer, TlbScope};
 pub use observed::{Adversary, ObservedMemory};
 pub use options::{ArmOptions, Node, SmmuOptions, SmmuStages, Topology, VtdOptions, X86Options};
 pub use platform::MachinePlatform;

@@ -3,9 +3,8 @@
 use std::fmt;
 use std::sync::{Mutex, MutexGuard};
 
-use iommu::arch::vtd::device::{Answer, DeviceAnswer};
-use iommu::arch::vtd::layout::descriptors::{DevicePasids, DeviceRange};
-use iommu::{Iova, PhysAddr, Prot};
+use iommu::bus::Translation;
+use iommu::{Iova, IovaRange, PhysAddr, Prot};
 
 use crate::devices::Access;
 
@@ -15,10 +14,30 @@ pub struct DeviceTlb {
     state: Mutex<State>,
 }
 
+/// Which requests of a device an invalidation is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TlbScope {
+    /// Those without PASID.
+    NoPasid,
+    /// Those with this PASID.
+    Pasid(u32),
+    /// Those with any PASID.
+    AllPasids,
+}
+
+/// What a device does with invalidations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TlbAnswer {
+    /// It drops what it is told to drop, and says so.
+    Done,
+    /// It keeps everything and does not answer.
+    None,
+}
+
 struct State {
     entries: Vec<Entry>,
-    invalidations: Vec<(Option<DevicePasids>, DeviceRange)>,
-    answer: DeviceAnswer,
+    invalidations: Vec<(TlbScope, IovaRange)>,
+    answer: TlbAnswer,
 }
 
 #[derive(Clone, Copy)]
@@ -35,7 +54,7 @@ pub(super) struct Moment(usize);
 
 impl DeviceTlb {
     pub(super) fn new() -> Self {
-        let state = State { entries: Vec::new(), invalidations: Vec::new(), answer: DeviceAnswer::Done };
+        let state = State { entries: Vec::new(), invalidations: Vec::new(), answer: TlbAnswer::Done };
         Self { state: Mutex::new(state) }
     }
 
@@ -44,14 +63,13 @@ impl DeviceTlb {
         self.lock().entries.len()
     }
 
-    /// The invalidations that arrived, in their order, with the PASIDs that each was for.
-    pub fn invalidations(&self) -> Vec<(Option<DevicePasids>, DeviceRange)> {
+    /// The invalidations that arrived, in their order.
+    pub fn invalidations(&self) -> Vec<(TlbScope, IovaRange)> {
         self.lock().invalidations.clone()
     }
 
-    /// How the device answers invalidations from now on. Only with [`DeviceAnswer::Done`] it drops
-    /// anything.
-    pub fn set_answer(&self, answer: DeviceAnswer) {
+    /// How the device answers invalidations from now on.
+    pub fn set_answer(&self, answer: TlbAnswer) {
         self.lock().answer = answer;
     }
 
@@ -68,12 +86,12 @@ impl DeviceTlb {
     }
 
     /// Keeps what the unit answered for `iova`, unless an invalidation has come since it was asked.
-    pub(super) fn insert(&self, asked: Moment, iova: Iova, answer: &Answer) {
+    pub(super) fn insert(&self, asked: Moment, iova: Iova, answer: &Translation) {
         let mut state = self.lock();
         if state.invalidations.len() != asked.0 {
             return;
         }
-        let offsets = (1u64 << answer.page_bits.min(63)) - 1;
+        let offsets = answer.page_size.bytes() - 1;
         let entry = Entry {
             start: iova.as_u64() & !offsets,
             last: iova.as_u64() | offsets,
@@ -84,13 +102,12 @@ impl DeviceTlb {
         state.entries.push(entry);
     }
 
-    pub(super) fn invalidate(&self, pasids: Option<DevicePasids>, range: DeviceRange) -> DeviceAnswer {
+    pub(super) fn invalidate(&self, scope: TlbScope, range: IovaRange) -> TlbAnswer {
         let mut state = self.lock();
-        state.invalidations.push((pasids, range));
+        state.invalidations.push((scope, range));
         // The engines send no requests with PASID, so what is for a PASID concerns none of their entries.
-        if state.answer == DeviceAnswer::Done && pasids.is_none() {
-            let start = range.address.as_u64();
-            let last = start | 0xfff | 1u64.checked_shl(u32::from(range.order) + 12).map_or(u64::MAX, |size| size - 1);
+        if state.answer == TlbAnswer::Done && scope == TlbScope::NoPasid {
+            let (start, last) = (range.start().as_u64(), range.last().as_u64());
             state.entries.retain(|entry| entry.last < start || last < entry.start);
         }
         state.answer
@@ -117,38 +134,39 @@ impl fmt::Debug for DeviceTlb {
 
 #[cfg(test)]
 mod tests {
-    use iommu::arch::vtd::device::{Answer, DeviceAnswer};
-    use iommu::arch::vtd::layout::descriptors::{DevicePasids, DeviceRange};
-    use iommu::{Iova, PhysAddr, Prot};
+    use iommu::bus::Translation;
+    use iommu::pgtable::PageSize;
+    use iommu::{Iova, IovaRange, PhysAddr, Prot};
 
-    use super::DeviceTlb;
+    use super::{DeviceTlb, TlbAnswer, TlbScope};
     use crate::devices::Access;
 
-    fn answer(phys: u64, page_bits: u8) -> Answer {
-        Answer { phys: PhysAddr::new(phys), page_bits, prot: Prot::READ, enforces_snooping: false }
+    fn answer(phys: u64, page_size: PageSize) -> Translation {
+        Translation { phys: PhysAddr::new(phys), page_size, prot: Prot::READ }
     }
 
     #[test]
     fn it_keeps_what_was_not_invalidated() {
         let tlb = DeviceTlb::new();
-        tlb.insert(tlb.now(), Iova::new(0x1234), &answer(0x9234, 12));
-        tlb.insert(tlb.now(), Iova::new(0x40_1234), &answer(0x80_1234, 21));
+        tlb.insert(tlb.now(), Iova::new(0x1234), &answer(0x9234, PageSize::SIZE_4K));
+        tlb.insert(tlb.now(), Iova::new(0x40_1234), &answer(0x80_1234, PageSize::SIZE_2M));
         assert_eq!(tlb.find(Iova::new(0x1008), Access::Read), Some(PhysAddr::new(0x9008)));
         assert_eq!(tlb.find(Iova::new(0x1008), Access::Write), None);
         assert_eq!(tlb.find(Iova::new(0x5f_fff8), Access::Read), Some(PhysAddr::new(0x9f_fff8)));
-        let page = DeviceRange { address: Iova::new(0x41_0000), order: 0 };
-        assert_eq!(tlb.invalidate(Some(DevicePasids::One(1)), page), DeviceAnswer::Done);
+        let page = IovaRange::from_len(Iova::new(0x41_0000), 0x1000).unwrap();
+        assert_eq!(tlb.invalidate(TlbScope::Pasid(1), page), TlbAnswer::Done);
         assert_eq!(tlb.entries(), 2);
-        tlb.set_answer(DeviceAnswer::None);
-        assert_eq!(tlb.invalidate(None, page), DeviceAnswer::None);
+        tlb.set_answer(TlbAnswer::None);
+        assert_eq!(tlb.invalidate(TlbScope::NoPasid, page), TlbAnswer::None);
         assert_eq!(tlb.entries(), 2);
-        tlb.set_answer(DeviceAnswer::Done);
+        tlb.set_answer(TlbAnswer::Done);
         let asked = tlb.now();
-        assert_eq!(tlb.invalidate(None, page), DeviceAnswer::Done);
+        assert_eq!(tlb.invalidate(TlbScope::NoPasid, page), TlbAnswer::Done);
         assert_eq!((tlb.entries(), tlb.invalidations().len()), (1, 3));
-        tlb.insert(asked, Iova::new(0x41_0000), &answer(0x81_0000, 12));
+        tlb.insert(asked, Iova::new(0x41_0000), &answer(0x81_0000, PageSize::SIZE_4K));
         assert_eq!(tlb.entries(), 1, "what was asked before an invalidation is not kept after it");
-        tlb.invalidate(None, DeviceRange::ALL);
+        let all = IovaRange::new(Iova::new(0), Iova::new(u64::MAX)).unwrap();
+        tlb.invalidate(TlbScope::NoPasid, all);
         assert_eq!(tlb.entries(), 0);
     }
 }

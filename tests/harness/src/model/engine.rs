@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use iommu::arch::vtd::device::{Request, RequestAccess};
-use iommu::bus::AddressType;
+use iommu::bus::{AddressType, Translation};
 use iommu::{Iova, PciAddress, PhysAddr};
 
 use super::device_tlb::{DeviceTlb, permits};
 use super::system::System;
+use super::unit::DeviceRequest;
 use crate::devices::lsi::{INTERRUPT, LOAD_SCRATCH, MEMORY_MOVE, STORE_SCRATCH};
 use crate::devices::{Access, CopyEngine, DmaOutcome, POKE, Workspace};
 use crate::error::Result;
@@ -86,12 +86,8 @@ impl Port {
         }
     }
 
-    fn ask(&self, address: u64, access: Access, address_type: AddressType) -> Option<iommu::arch::vtd::device::Answer> {
-        let access = match access {
-            Access::Read => RequestAccess::Read,
-            Access::Write => RequestAccess::Write,
-        };
-        self.system.translate(&Request { address_type, ..Request::new(self.source, address, access) })
+    fn ask(&self, address: u64, access: Access, address_type: AddressType) -> Option<Translation> {
+        self.system.translate(&DeviceRequest { source: self.source, address, access, address_type })
     }
 
     /// Whether what the device sends leaves it, and the bridges above.

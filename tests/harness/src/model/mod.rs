@@ -12,7 +12,8 @@
 //! |---|---|
 //! | `options` | what the unit is able to do |
 //! | `system` | processor, devices and memory put together |
-//! | `unit` | the unit, and what it stands on |
+//! | `unit` | what a unit is to the machine, and the machine to a unit |
+//! | `vtd` | the VT-d unit |
 //! | `memory` | RAM, and what lies behind the processor's caches |
 //! | `engine` | what does DMA |
 //! | `device_tlb` | the translations that an engine keeps |
@@ -27,7 +28,9 @@ mod memory;
 mod options;
 mod system;
 mod unit;
+mod vtd;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use iommu::PhysAddr;
@@ -35,12 +38,13 @@ use iommu::arch::vtd::layout::{Cap, Ecap};
 use iommu::ops::Msi;
 
 use self::config_space::ConfigSpace;
-pub use self::device_tlb::DeviceTlb;
+pub use self::device_tlb::{DeviceTlb, TlbAnswer, TlbScope};
 use self::engine::{ModelEdu, ModelLsi, Port};
 use self::memory::{Memory, WriteBuffers};
 pub use self::options::ModelOptions;
 use self::system::System;
-use self::unit::{Surroundings, Unit};
+use self::unit::{Placed, Surroundings};
+use self::vtd::VtdUnit;
 use crate::devices::{DmaDevice, PciEngine};
 use crate::error::{Error, Result};
 use crate::frames::FramePool;
@@ -51,6 +55,11 @@ use crate::quirks::QemuQuirks;
 use crate::ram::GuestRam;
 use crate::topology::Located;
 use crate::x86::{self, VTD_BASE};
+
+/// Addresses at which a write of 4 bytes is an interrupt (VT-d 3.15).
+const INTERRUPTS: Range<u64> = 0xfee0_0000..0xfef0_0000;
+/// Registers of the unit: as many as a unit of this model has at most.
+const VTD_REGISTERS: Range<u64> = VTD_BASE.as_u64()..VTD_BASE.as_u64() + (1 << 16);
 
 /// A machine in software. It is the same that [`QemuX86`](crate::QemuX86) makes of the same options,
 /// as far as a driver of the IOMMU can tell; what holds a part of it keeps that part alive.
@@ -98,8 +107,10 @@ impl ModelX86 {
         };
         let surroundings = Surroundings::new(memory);
         let dmar = unit.map(|unit| dmar::dmar(&unit, VTD_BASE));
-        let unit = unit.map(|config| Unit::new(config, model.seed_value(), surroundings.clone())).transpose()?;
-        let system = Arc::new(System::new(ConfigSpace::new(&options.topology), surroundings, unit));
+        let unit = unit.map(|config| VtdUnit::new(config, model.seed_value(), surroundings.clone())).transpose()?;
+        let unit = unit.map(|unit| Placed::new(Box::new(unit), VTD_REGISTERS, model.seed_value()));
+        let config = ConfigSpace::new(&options.topology);
+        let system = Arc::new(System::new(config, surroundings, unit, INTERRUPTS));
         let guest = Guest::new(system.clone(), ram, &layout, &options.topology, &|engine, found, pool| {
             start_engine(&system, engine, found, pool)
         })?;

@@ -1,34 +1,37 @@
 //! The parts of the machine between processor, devices and memory.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use iommu::arch::vtd::device::{Answer, Request};
+use iommu::bus::Translation;
 use iommu::ops::Msi;
+use iommu::pgtable::PageSize;
 use iommu::{PciAddress, PhysAddr, Prot};
 
 use super::config_space::ConfigSpace;
 use super::engine::Port;
 use super::memory::Memory;
-use super::unit::{Surroundings, Unit};
+use super::unit::{DeviceRequest, Placed, Surroundings};
 use crate::bus::{Bus, Width};
 use crate::error::Result;
-use crate::x86::VTD_BASE;
-
-/// Addresses at which a write of 4 bytes is an interrupt (VT-d 3.15).
-const INTERRUPTS: std::ops::RangeInclusive<u64> = 0xfee0_0000..=0xfeef_ffff;
-/// Bytes of registers that a unit has at most here.
-const REGISTER_BYTES: u64 = 1 << 16;
 
 /// What a processor and the devices of the machine reach.
 pub(super) struct System {
     config: ConfigSpace,
     surroundings: Arc<Surroundings>,
-    unit: Option<Unit>,
+    unit: Option<Placed>,
+    /// Addresses at which a device's write of 4 bytes is an interrupt, whatever the unit does.
+    interrupts: Range<u64>,
 }
 
 impl System {
-    pub(super) fn new(config: ConfigSpace, surroundings: Arc<Surroundings>, unit: Option<Unit>) -> Self {
-        Self { config, surroundings, unit }
+    pub(super) fn new(
+        config: ConfigSpace,
+        surroundings: Arc<Surroundings>,
+        unit: Option<Placed>,
+        interrupts: Range<u64>,
+    ) -> Self {
+        Self { config, surroundings, unit, interrupts }
     }
 
     pub(super) fn config(&self) -> &ConfigSpace {
@@ -46,7 +49,7 @@ impl System {
     /// Whether a write of a device is an interrupt, and not for memory at all.
     pub(super) fn take_message(&self, port: &Port, address: u64, bytes: &[u8]) -> bool {
         let data = <[u8; 4]>::try_from(bytes).ok();
-        let data = data.filter(|_| INTERRUPTS.contains(&address) && address.is_multiple_of(4));
+        let data = data.filter(|_| self.interrupts.contains(&address) && address.is_multiple_of(4));
         if let Some(data) = data.filter(|_| port.is_master()) {
             let message = Msi { address: PhysAddr::new(address), data: u32::from_le_bytes(data) };
             self.surroundings.messages().push(message);
@@ -55,18 +58,20 @@ impl System {
     }
 
     /// What the unit answers; without one, addresses are physical.
-    pub(super) fn translate(&self, request: &Request) -> Option<Answer> {
-        let phys = PhysAddr::new(request.address);
+    pub(super) fn translate(&self, request: &DeviceRequest) -> Option<Translation> {
         match &self.unit {
             Some(unit) => unit.translate(request),
-            None => Some(Answer { phys, page_bits: 63, prot: Prot::RW, enforces_snooping: false }),
+            None => {
+                let phys = PhysAddr::new(request.address);
+                Some(Translation { phys, page_size: PageSize::from_log2(63), prot: Prot::RW })
+            }
         }
     }
 
     /// The unit, and how far from its first register `address` is.
-    fn unit_at(&self, address: PhysAddr) -> Option<(&Unit, u64)> {
-        let offset = address.as_u64().checked_sub(VTD_BASE.as_u64()).filter(|offset| *offset < REGISTER_BYTES)?;
-        Some((self.unit.as_ref()?, offset))
+    fn unit_at(&self, address: PhysAddr) -> Option<(&Placed, usize)> {
+        let unit = self.unit.as_ref()?;
+        Some((unit, unit.offset(address)?))
     }
 }
 
@@ -92,7 +97,7 @@ impl Bus for System {
     }
 
     fn spin(&self) {
-        self.unit.iter().for_each(Unit::run);
+        self.unit.iter().for_each(Placed::run);
         std::hint::spin_loop();
     }
 
