@@ -70,22 +70,34 @@ fn registers(machine: &dyn Machine) -> Result<BusRegisters, TestError> {
     Ok(machine.platform().map_registers(base, REGISTER_BYTES)?)
 }
 
+/// One unit; and as the table is made when it is read, behind it are the buses that have been numbered.
 fn the_iort_is_whole() -> TestResult {
-    let machine = QemuArm::start(&smmu())?;
+    let machine = QemuArm::start(&topology(smmu()))?;
     let iort = machine.acpi_table(b"IORT")?;
     assert_whole(&iort, b"IORT");
-    // Nodes (IORT E.f, 3): their number and the first one's offset; each has type and length first.
     let number = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| iort[at + byte])) as usize;
+    // Nodes (DEN 0049 E.f, 3): their number and the first one's offset; each has type and length first.
     let (count, mut at) = (number(36), number(40));
-    let mut units = Vec::new();
+    let (mut units, mut behind) = (Vec::new(), Vec::new());
     for _ in 0..count {
-        if iort[at] == 4 {
-            units.push(u64::from(number(at + 16) as u32) | (number(at + 20) as u64) << 32);
+        match iort[at] {
+            4 => units.push((at, number(at + 16) as u64)),
+            // A root complex: number and offset of its mappings; first id, how many more, output, its node.
+            2 => behind.extend((0..number(at + 8)).map(|index| at + number(at + 12) + 20 * index)),
+            _ => {}
         }
         at += usize::from(u16::from_le_bytes([iort[at + 1], iort[at + 2]]));
     }
     assert_eq!(at, iort.len(), "the nodes fill the table");
-    assert_eq!(units, [machine.iommu_base().map_or(0, PhysAddr::as_u64)]);
+    let [(unit, base)] = units[..] else { panic!("one unit, not {units:?}") };
+    assert_eq!(Some(PhysAddr::new(base)), machine.iommu_base());
+    for device in machine.devices() {
+        let id = device.requester().id() as usize;
+        let mut mappings = behind.iter().filter(|&&at| number(at + 12) == unit);
+        let covers =
+            |&at: &usize| (number(at)..=number(at) + number(at + 4)).contains(&id) && number(at) == number(at + 8);
+        assert!(mappings.any(covers), "{device:?}");
+    }
     Ok(())
 }
 
