@@ -63,7 +63,7 @@ pub use frames::{FramePool, POISON};
 pub use machine::{Buffer, Machine};
 pub use model::{DeviceTlb, ModelOptions, ModelX86, TlbAnswer, TlbScope};
 pub use observed::{Adversary, ObservedMemory};
-pub use options::{ArmOptions, Node, SmmuOptions, SmmuStages, Topology, VtdOptions, X86Options};
+pub use options::{ArmOptions, Node, SmmuGranule, SmmuOptions, SmmuStages, Topology, VtdOptions, X86Options};
 pub use platform::MachinePlatform;
 pub use qemu::{QemuArm, QemuX86};
 pub use quirks::{QemuQuirks, QemuVersion};

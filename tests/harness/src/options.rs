@@ -81,12 +81,26 @@ impl std::fmt::Display for VtdOptions {
     }
 }
 
-/// What QEMU's SMMUv3 can be told. The default is QEMU's own.
+/// What an SMMUv3 has. The default is QEMU's own.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct SmmuOptions {
     /// What it translates (IDR0.S1P, S2P). `None` is all that this QEMU has; anything but
     /// [`SmmuStages::First`] needs version 10.
     pub stages: Option<SmmuStages>,
+    /// The only granule of tables that a driver is told of (IDR5.GRAN4K, GRAN16K, GRAN64K); `None` are all three.
+    /// QEMU always has all: reads of its register are changed on the way.
+    pub granule: Option<SmmuGranule>,
+}
+
+/// A granule of translation tables.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SmmuGranule {
+    /// 4 KiB.
+    Size4K,
+    /// 16 KiB.
+    Size16K,
+    /// 64 KiB.
+    Size64K,
 }
 
 /// The stages of translation that an SMMUv3 has.
@@ -215,8 +229,8 @@ pub struct X86 {
 ///
 /// ```
 /// use iommu_harness::{ArmOptions, SmmuOptions, SmmuStages};
-/// let stages = Some(SmmuStages::Nested);
-/// let options = ArmOptions::new().smmu(SmmuOptions { stages }).edu("edu");
+/// let smmu = SmmuOptions { stages: Some(SmmuStages::Nested), ..SmmuOptions::default() };
+/// let options = ArmOptions::new().smmu(smmu).edu("edu");
 /// ```
 pub type ArmOptions = MachineOptions<Arm>;
 

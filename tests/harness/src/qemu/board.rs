@@ -13,6 +13,15 @@ use crate::guest::Layout;
 use crate::quirks::QemuQuirks;
 use crate::ram::GuestRam;
 
+/// How registers of a unit are accessed, where that is not plain.
+#[derive(Clone, Debug, Default)]
+pub struct UnitAccess {
+    /// Registers that take accesses of 32 bits only: those of 64 are made of two.
+    pub narrow: Range<u64>,
+    /// Registers of 32 bits among these, and the bits of them that a driver is not told of.
+    pub hidden: Vec<(PhysAddr, u32)>,
+}
+
 /// A kind of machine, with the options that only it has.
 pub trait Board: Clone + Send + Sync + 'static {
     /// The QEMU that has it.
@@ -45,8 +54,8 @@ pub trait Board: Clone + Send + Sync + 'static {
     /// Configuration space of all its buses in memory.
     fn ecam(&self) -> Range<u64>;
 
-    /// Registers at which this QEMU takes accesses of 32 bits only.
-    fn narrow_registers(&self, quirks: &QemuQuirks) -> Range<u64>;
+    /// How registers of the unit are accessed on a QEMU with these quirks.
+    fn unit_access(&self, quirks: &QemuQuirks) -> UnitAccess;
 
     /// What firmware does first.
     ///

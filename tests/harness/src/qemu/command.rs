@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn stages_are_chosen_where_they_can_be() {
-        let first = ArmOptions::new().smmu(SmmuOptions { stages: Some(SmmuStages::First) });
+        let first = ArmOptions::new().smmu(SmmuOptions { stages: Some(SmmuStages::First), ..SmmuOptions::default() });
         let machine = |options: &ArmOptions, major| {
             let line = arguments(options, &QemuQuirks::of(QemuVersion::new(major, 0, 0)), "/d".as_ref()).join(" ");
             let stage = line.split("-global ").nth(1).and_then(|rest| rest.split(' ').next()).map(str::to_owned);

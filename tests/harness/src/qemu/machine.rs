@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use iommu::{PciAddress, PhysAddr};
 
-use super::board::Board;
+use super::board::{Board, UnitAccess};
 use super::command::arguments;
 use super::process::{Binary, Process, TempDir};
 use super::qtest::Qtest;
@@ -75,7 +75,7 @@ impl<B: Board> Qemu<B> {
         let mut process = Process::start(&binary, &arguments(options, &quirks, directory.path()), &directory)?;
         let stream = accept(&listener, &mut process)?;
         let qtest = Qtest::new(stream, process.output())?;
-        let bus = Arc::new(QtestBus { qtest, ecam: board.ecam(), narrow: board.narrow_registers(&quirks) });
+        let bus = Arc::new(QtestBus { qtest, ecam: board.ecam(), unit: board.unit_access(&quirks) });
         board.power_on(&*bus, &bus.qtest)?;
         let guest = Guest::new(bus.clone(), ram, &layout, &options.topology, &|engine, found, pool| {
             start_engine(bus.clone(), &quirks, engine, found, pool)
@@ -152,13 +152,12 @@ impl<B> Drop for Qemu<B> {
 struct QtestBus {
     qtest: Qtest,
     ecam: Range<u64>,
-    /// Registers at which accesses of 64 bits are made of two halves.
-    narrow: Range<u64>,
+    unit: UnitAccess,
 }
 
 impl QtestBus {
     fn is_narrow(&self, address: PhysAddr, width: Width) -> bool {
-        width == Width::Quad && self.narrow.contains(&address.as_u64())
+        width == Width::Quad && self.unit.narrow.contains(&address.as_u64())
     }
 
     fn ecam(&self, function: PciAddress, offset: u16) -> Option<u64> {
@@ -171,10 +170,12 @@ impl QtestBus {
 impl Bus for QtestBus {
     fn read(&self, address: PhysAddr, width: Width) -> Result<u64> {
         if self.is_narrow(address, width) {
-            let low = self.qtest.read(address.as_u64(), Width::Long)?;
-            return Ok(low | self.qtest.read(address.as_u64() + 4, Width::Long)? << 32);
+            let high = PhysAddr::new(address.as_u64() + 4);
+            return Ok(self.read(address, Width::Long)? | self.read(high, Width::Long)? << 32);
         }
-        self.qtest.read(address.as_u64(), width)
+        let hidden = self.unit.hidden.iter().find(|(register, _)| *register == address && width == Width::Long);
+        let hidden = hidden.map_or(0, |(_, bits)| u64::from(*bits));
+        Ok(self.qtest.read(address.as_u64(), width)? & !hidden)
     }
 
     fn write(&self, address: PhysAddr, width: Width, value: u64) -> Result<()> {

@@ -8,7 +8,7 @@ mod q35;
 mod qtest;
 mod virt;
 
-pub use board::Board;
+pub use board::{Board, UnitAccess};
 pub use machine::{Qemu, QemuArm, QemuX86};
 pub use process::{Binary, Output, Process, Target, TempDir};
 pub use qtest::{IrqEvent, Qtest};

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use iommu::PhysAddr;
 
-use super::board::Board;
+use super::board::{Board, UnitAccess};
 use super::process::Target;
 use super::qtest::Qtest;
 use crate::bus::{Bus, Width};
@@ -53,8 +53,8 @@ impl Board for X86 {
         ECAM
     }
 
-    fn narrow_registers(&self, _quirks: &QemuQuirks) -> Range<u64> {
-        0..0
+    fn unit_access(&self, _quirks: &QemuQuirks) -> UnitAccess {
+        UnitAccess::default()
     }
 
     /// Sets PCIEXBAR of the host bridge, through the configuration ports.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use iommu::PhysAddr;
 
-use super::board::Board;
+use super::board::{Board, UnitAccess};
 use super::process::Target;
 use super::qtest::Qtest;
 use crate::arm::{FIRMWARE_BYTES, RAM_BASE, SMMU, ecam, layout};
@@ -12,13 +12,17 @@ use crate::bus::{Bus, Width};
 use crate::error::{Error, Result};
 use crate::firmware::{ConfigDevice, ConfigRegister};
 use crate::guest::Layout;
-use crate::options::{Arm, PciPlace, SmmuStages};
+use crate::options::{Arm, PciPlace, SmmuGranule, SmmuStages};
 use crate::quirks::QemuQuirks;
 use crate::ram::GuestRam;
 
 /// IDR0: stage 2, stage 1 (IHI 0070 G.b, 6.3.1).
 const S2P: u64 = 1 << 0;
 const S1P: u64 = 1 << 1;
+
+/// IDR5, and its bits for the three granules (6.3.6).
+const IDR5: u64 = 0x14;
+const GRANULES: u32 = 0b111 << 4;
 
 /// First word of a flattened device tree (Devicetree 0.4, 5.2).
 const TREE_MAGIC: u32 = 0xd00d_feed;
@@ -62,8 +66,15 @@ impl Board for Arm {
         ecam(self.pci)
     }
 
-    fn narrow_registers(&self, quirks: &QemuQuirks) -> Range<u64> {
-        if quirks.smmu_registers_are_narrow { SMMU } else { 0..0 }
+    fn unit_access(&self, quirks: &QemuQuirks) -> UnitAccess {
+        let told = self.smmu.and_then(|smmu| smmu.granule).map(|granule| match granule {
+            SmmuGranule::Size4K => 1 << 4,
+            SmmuGranule::Size16K => 1 << 5,
+            SmmuGranule::Size64K => 1 << 6,
+        });
+        let idr5 = PhysAddr::new(SMMU.start + IDR5);
+        let hidden = told.map(|told| (idr5, GRANULES & !told)).into_iter().collect();
+        UnitAccess { narrow: if quirks.smmu_registers_are_narrow { SMMU } else { 0..0 }, hidden }
     }
 
     /// Firmware has nothing to do here. What the unit has is seen from its registers only.

@@ -7,7 +7,8 @@ use iommu_harness::bus::BusRegisters;
 use iommu_harness::options::PciPlace;
 use iommu_harness::runner::TestError;
 use iommu_harness::{
-    Access, ArmOptions, Buffer, DmaOutcome, Error, Machine, QemuArm, SmmuOptions, SmmuStages, Suite, TestResult,
+    Access, ArmOptions, Buffer, DmaOutcome, Error, Machine, QemuArm, SmmuGranule, SmmuOptions, SmmuStages, Suite,
+    TestResult,
 };
 
 use crate::common::{self, Bench, assert_whole, done, pattern, topology};
@@ -15,6 +16,7 @@ use crate::common::{self, Bench, assert_whole, done, pattern, topology};
 /// Registers (IHI 0070 G.b, 6.2); those of the event queue's indices are in page 1.
 const IDR0: usize = 0x00;
 const IDR1: usize = 0x04;
+const IDR5: usize = 0x14;
 const CR0: usize = 0x20;
 const CR0ACK: usize = 0x24;
 const GBPA: usize = 0x44;
@@ -54,6 +56,7 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.test("arm::the_iort_is_whole", the_iort_is_whole);
     suite.test("arm::the_device_tree_is_there", the_device_tree_is_there);
     suite.test("arm::registers_are_as_documented", registers_are_as_documented);
+    suite.test("arm::granules_are_as_told", granules_are_as_told);
     suite.test("arm::requesters_are_as_told", requesters_are_as_told);
     suite.test("arm::workspaces_move", workspaces_move);
     suite.test("arm::entries_that_end_qemu", entries_that_end_qemu);
@@ -118,7 +121,8 @@ fn registers_are_as_documented() -> TestResult {
     let kinds = [(SmmuStages::First, 0b10), (SmmuStages::Second, 0b01), (SmmuStages::Nested, 0b11)];
     let quirks = QemuArm::installed()?;
     for (stages, flags) in kinds.into_iter().filter(|(_, flags)| *flags == 0b10 || quirks.smmu_has_second_stage) {
-        let machine = QemuArm::start(&ArmOptions::new().smmu(SmmuOptions { stages: Some(stages) }))?;
+        let machine =
+            QemuArm::start(&ArmOptions::new().smmu(SmmuOptions { stages: Some(stages), ..SmmuOptions::default() }))?;
         let registers = registers(&machine)?;
         let (idr0, idr1) = (registers.read32(IDR0), registers.read32(IDR1));
         assert_eq!((idr0 & 0b11, idr0 >> 2 & 0b11), (flags, 2), "{stages:?}: IDR0 is {idr0:#x}");
@@ -134,6 +138,23 @@ fn registers_are_as_documented() -> TestResult {
         assert_eq!(registers.read32(REGISTER_BYTES), u32::MAX, "beyond the end");
     }
     assert!(QemuArm::start(&ArmOptions::new())?.iommu_base().is_none());
+    Ok(())
+}
+
+/// What a driver must not use, it is not told of.
+fn granules_are_as_told() -> TestResult {
+    let granules = [
+        (None, 0b111),
+        (Some(SmmuGranule::Size4K), 0b001),
+        (Some(SmmuGranule::Size16K), 0b010),
+        (Some(SmmuGranule::Size64K), 0b100),
+    ];
+    for (granule, flags) in granules {
+        let machine = QemuArm::start(&ArmOptions::new().smmu(SmmuOptions { granule, ..SmmuOptions::default() }))?;
+        let registers = registers(&machine)?;
+        let idr5 = registers.read32(IDR5);
+        assert_eq!((idr5 >> 4 & 0b111, registers.read64(IDR5 - 4) >> 32), (flags, u64::from(idr5)), "{granule:?}");
+    }
     Ok(())
 }
 
