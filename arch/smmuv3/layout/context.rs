@@ -35,8 +35,8 @@ impl L1Cd {
     }
 }
 
-/// Bits 51:12.
-const L2_ADDRESS: u64 = (1 << 52) - (1 << 12);
+/// Bits 55:12.
+const L2_ADDRESS: u64 = (1 << 56) - (1 << 12);
 /// Bits 51:4.
 const TABLE_ADDRESS: u64 = (1 << 52) - (1 << 4);
 
@@ -244,6 +244,34 @@ impl Cd {
             walk_disabled: field(word, 14, 14) != 0,
             hierarchy_disabled: field(base, 1, 1) != 0,
         }
+    }
+
+    /// IR, OR (inner, then outer cacheability) and SH of a half: how its tables are read.
+    pub const fn walk_attributes(self, half: Half) -> [u8; 3] {
+        let word = match half {
+            Half::Lower => self.words[0],
+            Half::Upper => self.words[0] >> 16,
+        };
+        [field(word, 9, 8) as u8, field(word, 11, 10) as u8, field(word, 13, 12) as u8]
+    }
+
+    /// DS: addresses of 52 bits with granules of 4 KiB and 16 KiB.
+    pub const fn is_wide(self) -> bool {
+        self.words[2] >> 58 & 1 != 0
+    }
+
+    /// E0PD of a half: unprivileged requests fault there.
+    pub const fn denies_unprivileged(self, half: Half) -> bool {
+        let word = match half {
+            Half::Lower => self.words[1],
+            Half::Upper => self.words[2],
+        };
+        word >> 2 & 1 != 0
+    }
+
+    /// EPAN: PAN covers what the unprivileged may execute.
+    pub const fn is_pan_enhanced(self) -> bool {
+        self.words[1] >> 59 & 1 != 0
     }
 
     /// MAIR: eight memory attributes.

@@ -158,6 +158,8 @@ pub struct EventRecord {
     pub stage2: bool,
     /// CLASS.
     pub class: FaultClass,
+    /// TTRnW: with F_PERMISSION and CLASS TT, that stage 2 refused the read of a stage-1 table.
+    pub table_read: bool,
     /// InputAddr, to the byte.
     pub address: u64,
     /// Quadword 3: the intermediate address of a stage-2 fault, or the address that could not be read.
@@ -176,6 +178,7 @@ impl Default for EventRecord {
             read: false,
             stage2: false,
             class: FaultClass::Input,
+            table_read: false,
             address: 0,
             second_address: 0,
         }
@@ -194,6 +197,7 @@ const PRIVILEGED: u64 = 1 << 33;
 const INSTRUCTION: u64 = 1 << 34;
 const READ: u64 = 1 << 35;
 const STAGE2: u64 = 1 << 39;
+const TABLE_READ: u64 = 1 << 44;
 
 impl EventRecord {
     /// The quadwords, lowest first.
@@ -220,6 +224,9 @@ impl EventRecord {
         }
         if self.stage2 {
             second |= STAGE2;
+        }
+        if self.table_read {
+            second |= TABLE_READ;
         }
         if self.kind.is_translation_fault() || self.kind.0 == EventKind::F_WALK_EABT.0 {
             let class = match self.class {
@@ -270,6 +277,7 @@ impl EventRecord {
                 2 => FaultClass::Input,
                 _ => FaultClass::Reserved,
             },
+            table_read: kind.0 == EventKind::F_PERMISSION.0 && second & TABLE_READ != 0,
             address,
             second_address,
         }

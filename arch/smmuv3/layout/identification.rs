@@ -19,9 +19,9 @@ bitflags! {
         const COHACC = 1 << 4;
         /// Broadcast TLB maintenance.
         const BTM = 1 << 5;
-        /// Access flags are set by hardware (the lower bit of HTTU).
+        /// The lower bit of HTTU: alone, hardware sets access flags.
         const HTTU_ACCESS = 1 << 6;
-        /// Dirty state as well (the upper bit of HTTU).
+        /// The upper bit of HTTU: hardware sets access flags and dirty state.
         const HTTU_DIRTY = 1 << 7;
         /// EL2 stage 1.
         const HYP = 1 << 9;
@@ -77,6 +77,8 @@ bitflags! {
         const RIL = 1 << 10;
         /// E0PD.
         const E0PD = 1 << 13;
+        /// Enhanced PAN.
+        const EPAN = 1 << 17;
     }
 }
 
@@ -216,10 +218,25 @@ impl Identification {
         output_bits_of(field(self.idr5 as u64, 2, 0))
     }
 
-    /// Bits of an input address of stage 1: 52 with the granule of 64 KiB if IDR5.VAX says so, else 48.
+    /// Whether CD.DS and STE.S2DS are there: addresses of 52 bits also with granules of 4 KiB and 16 KiB
+    /// (IDR5.DS).
+    pub const fn has_wide_small_granules(&self) -> bool {
+        self.idr5 >> 7 & 1 != 0
+    }
+
+    /// Bits of an input address of stage 1 without CD.DS: 52 with the granule of 64 KiB if IDR5.VAX says
+    /// so, else 48.
     pub const fn input_bits(&self, granule: Granule) -> u8 {
-        match (granule, field(self.idr5 as u64, 11, 10)) {
-            (Granule::Size64K, 1) => 52,
+        match granule {
+            Granule::Size64K => self.widest_input_bits(),
+            _ => 48,
+        }
+    }
+
+    /// Bits of an input address of stage 1 where the tables can hold it: 52 if IDR5.VAX says so, else 48.
+    pub const fn widest_input_bits(&self) -> u8 {
+        match field(self.idr5 as u64, 11, 10) {
+            1 | 2 => 52,
             _ => 48,
         }
     }

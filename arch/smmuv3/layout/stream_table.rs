@@ -50,8 +50,8 @@ impl L1Std {
     }
 }
 
-/// Bits 51:6 of an address.
-const ADDRESS: u64 = (1 << 52) - (1 << 6);
+/// Bits 55:6 of an address: L2Ptr, S1ContextPtr.
+const ADDRESS: u64 = (1 << 56) - (1 << 6);
 /// Bits 51:4 of an address.
 const TABLE_ADDRESS: u64 = (1 << 52) - (1 << 4);
 
@@ -398,6 +398,38 @@ impl Ste {
         field(self.words[1], 31, 30) as u8
     }
 
+    /// S1CIR and S1COR (inner, then outer cacheability), S1CSH: how CDs are read.
+    pub const fn cd_attributes(self) -> [u8; 3] {
+        let word = self.words[1];
+        [field(word, 3, 2) as u8, field(word, 5, 4) as u8, field(word, 7, 6) as u8]
+    }
+
+    /// S2FWB: stage 2 says memory types alone.
+    pub const fn forces_write_back(self) -> bool {
+        self.words[1] >> 25 & 1 != 0
+    }
+
+    /// MTCFG and MemAttr: the memory type that requests have instead of their own, encoded as in stage-2
+    /// tables.
+    pub const fn memory_type(self) -> Option<u8> {
+        if self.words[1] >> 36 & 1 == 0 { None } else { Some(field(self.words[1], 35, 32) as u8) }
+    }
+
+    /// SHCFG: 0b01 leaves requests the shareability that they have.
+    pub const fn shareability(self) -> u8 {
+        field(self.words[1], 45, 44) as u8
+    }
+
+    /// PRIVCFG: 2 makes requests unprivileged, 3 privileged.
+    pub const fn privilege(self) -> u8 {
+        field(self.words[1], 49, 48) as u8
+    }
+
+    /// INSTCFG: 2 makes reads data reads, 3 instruction reads.
+    pub const fn instruction(self) -> u8 {
+        field(self.words[1], 51, 50) as u8
+    }
+
     /// S2VMID.
     pub const fn vmid(self) -> Vmid {
         Vmid(field(self.words[2], 15, 0) as u16)
@@ -416,6 +448,22 @@ impl Ste {
     /// S2PTW: stage-1 walks must not reach device memory.
     pub const fn protects_walks(self) -> bool {
         self.words[2] >> 54 & 1 != 0
+    }
+
+    /// S2DS: addresses of 52 bits with granules of 4 KiB and 16 KiB.
+    pub const fn has_wide_stage2(self) -> bool {
+        self.words[3] >> 3 & 1 != 0
+    }
+
+    /// S2SL0_2 and S2SL0, in bits 2 and 1:0; the first counts only with S2DS and the granule of 4 KiB.
+    pub const fn stage2_start(self) -> u8 {
+        (field(self.words[3], 2, 2) << 2 | field(self.words[2], 39, 38)) as u8
+    }
+
+    /// S2IR0 and S2OR0 (inner, then outer cacheability), S2SH0: how stage-2 tables are read.
+    pub const fn stage2_walk_attributes(self) -> [u8; 3] {
+        let word = self.words[2];
+        [field(word, 41, 40) as u8, field(word, 43, 42) as u8, field(word, 45, 44) as u8]
     }
 
     /// S2HD and S2HA, in bits 1 and 0: hardware updates dirty state and access flags.
