@@ -12,6 +12,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 mod unit;
+pub mod walk;
 
 pub use crate::bus::{Chooser, Fracture, InOrder, Precision, Retention, Seeded, Snoop, Unreachable};
 pub use config::DeviceConfig;
