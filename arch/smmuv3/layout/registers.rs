@@ -357,6 +357,9 @@ const fn low(bits: u8) -> u32 {
     (1u32 << (bits & 31)).wrapping_sub(1)
 }
 
+/// Bits of CMDQ_CONS that are always zero (6.3.28).
+pub const CONS_RESERVED: u32 = 1 << 31 | 0xf << 20;
+
 /// Why the command at CMDQ_CONS was not executed (SMMU 7.1, CMDQ_CONS.ERR).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CommandError {
