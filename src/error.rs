@@ -124,6 +124,8 @@ reasons! {
         NotPaging => "not a paging domain",
         /// A PASID that is zero, or beyond what device and unit support.
         Pasid => "no usable PASID",
+        /// A source id for which the unit's tables have no entry.
+        SourceId => "a source id beyond the unit's tables",
         /// An id is registered already.
         Duplicate => "registered already",
         /// The device cannot be told apart from devices of two groups.
@@ -317,6 +319,7 @@ impl Error {
         match self {
             Self::NoMemory => 12,
             Self::Invalid(InvalidReason::AddressOverflow) => 75,
+            Self::Invalid(InvalidReason::SourceId) => 34,
             Self::Invalid(_) => 22,
             Self::OutOfRange { .. } | Self::OutsideWindow { .. } => 34,
             Self::Exists { .. } => 17,
