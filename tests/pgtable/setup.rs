@@ -148,8 +148,8 @@ impl<F: Format> Setup<F> {
     /// Splits pages in table and oracle.
     #[track_caller]
     pub(crate) fn cut(&mut self, at: IovaRange) {
-        // SAFETY: no device uses the table, and this is the only thread.
         let mut changed = TableList::new();
+        // SAFETY: no device uses the table, and this is the only thread.
         unsafe { self.table.cut(at, &mut changed) }.unwrap();
         let split = self.model.cut(at, self.table.page_sizes());
         self.check_noted(&changed, split.into_iter());
