@@ -5,6 +5,7 @@ use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::device::Device;
 use crate::domain::{Domain, DomainKind};
 use crate::error::{Error, InvalidReason, NoSpaceReason, Result};
+use crate::ops::Stage;
 use crate::platform::Platform;
 use crate::prot::Prot;
 use crate::region::RegionKind;
@@ -36,6 +37,8 @@ impl<P: Platform> Iommu<P> {
 fn map_doorbell(domain: &Domain, window: IovaRange, doorbell: PhysAddr) -> Result<Iova> {
     let bytes = domain.page_sizes().smallest().ok_or(Error::Invalid(InvalidReason::NoPageSize))?.bytes();
     let (page, offset) = (doorbell.align_down(bytes), doorbell.as_u64() & (bytes - 1));
+    // A first stage cannot forbid reading.
+    let access = if domain.ops().stage() == Some(Stage::First) { Prot::RW } else { Prot::WRITE };
     let mut next = Some(window.start());
     while let Some(iova) = next.filter(|iova| *iova <= window.last()) {
         match domain.iova_to_phys(iova) {
@@ -44,7 +47,7 @@ fn map_doorbell(domain: &Domain, window: IovaRange, doorbell: PhysAddr) -> Resul
             None => {
                 let range = IovaRange::from_len(iova, bytes)?;
                 // SAFETY: the doorbell is a register of the interrupt controller, for devices to write.
-                match unsafe { domain.ops().map_reserved(range, page, Prot::WRITE | Prot::MMIO) } {
+                match unsafe { domain.ops().map_reserved(range, page, access | Prot::MMIO) } {
                     // Another processor was faster, with this doorbell or another one: look again.
                     Err(Error::Exists { .. }) => {}
                     Err(error) => return Err(error),

@@ -1,7 +1,10 @@
 //! Where a device raises its interrupts.
 
+use iommu::domain::DomainOptions;
+use iommu::ops::Stage;
 use iommu::{Domain, Error, InvalidReason, Iova, NoSpaceReason, PhysAddr, Prot, RegionKind};
 
+use crate::fake::first_traits;
 use crate::world::{World, map, range};
 
 #[test]
@@ -24,4 +27,18 @@ fn doorbells_are_mapped_where_interrupts_are_translated() {
     let (blocked, identity) = (world.iommu.blocked_domain(), world.iommu.identity_domain());
     assert_eq!(address(identity, &translated, doorbell), Ok(Iova::new(0x0902_0040)));
     assert_eq!(address(blocked, &translated, doorbell), Err(Error::Invalid(InvalidReason::NotPaging)));
+}
+
+/// Its tables have no permission to write only.
+#[test]
+fn a_first_stage_has_doorbells_too() {
+    let world = World::new(1);
+    world.units[0].state().first = Some(first_traits());
+    world.reserve(1, 0x8000, 0x9fff, RegionKind::SoftwareMsi);
+    let device = world.device(1);
+    let options = DomainOptions { stage: Some(Stage::First), ..DomainOptions::default() };
+    let domain = world.iommu.paging_domain_with(&[&device], options).unwrap();
+    let address = world.iommu.msi_address(&domain, &device, PhysAddr::new(0x0902_0040));
+    assert_eq!(address, Ok(Iova::new(0x8040)));
+    assert_eq!(domain.iova_to_phys(Iova::new(0x8040)), Some(PhysAddr::new(0x0902_0040)));
 }
