@@ -1,5 +1,6 @@
 //! The device half: an SMMUv3 in software, as strict as hardware may be.
 
+mod cache;
 mod config;
 mod events;
 mod host;
@@ -7,10 +8,12 @@ mod interrupts;
 mod output;
 mod queue;
 mod registers;
+mod request;
 mod stalls;
 mod step;
 #[cfg(test)]
 mod tests;
+mod translate;
 mod unit;
 pub mod walk;
 
@@ -18,5 +21,7 @@ pub use crate::bus::{Chooser, Fracture, InOrder, Precision, Retention, Seeded, S
 pub use config::DeviceConfig;
 pub use host::{DeviceAnswer, Host, Interrupt, Line};
 pub use registers::Misuse;
+pub use request::{Answer, Blocked, Outcome, Request};
 pub use step::Step;
 pub use unit::SmmuDevice;
+pub use walk::{Access, Privilege};

@@ -71,11 +71,6 @@ impl Writers {
         queue.prod = queue.prod & OVERFLOW_FLAG | self.lost.unwrap_or(self.next).0;
         was_empty && queue.used() != 0
     }
-
-    /// Forgets what is being written.
-    pub(super) fn reset(&mut self) {
-        *self = Self::default();
-    }
 }
 
 /// An entry was lost: OVFLG tells, if software has seen that the last time (7.4, 8.1).

@@ -223,9 +223,11 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
 
     /// Drops from the caches what a command names.
     fn invalidate(&self, command: Command) {
-        let _ = command;
+        let precision = self.chooser.precision();
         let mut state = self.state.lock(&self.platform);
-        state.epoch = state.epoch.wrapping_add(1);
+        if state.caches.invalidate(command, precision) {
+            state.epoch = state.epoch.wrapping_add(1);
+        }
     }
 
     /// Completes the CMD_SYNC that waits: all before it is executed (4.7.3).

@@ -1,10 +1,12 @@
 //! The unit.
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
+use super::cache::Caches;
 use super::events::Events;
 use super::queue::Pending;
 use super::registers::{Misuse, RegisterFile, is_register, is_wide};
 use super::stalls::Stalls;
+use super::walk::supported;
 use super::{DeviceConfig, Host};
 use crate::bus::{Chooser, InOrder};
 use crate::error::{Error, InvalidReason, Result};
@@ -35,6 +37,7 @@ pub(super) struct State<P: Platform> {
     pub(super) pending: Pending,
     pub(super) events: Events,
     pub(super) stalls: Stalls<P>,
+    pub(super) caches: Caches<P>,
     /// Counts invalidations: what was read from tables before one is not cached after it.
     pub(super) epoch: u64,
 }
@@ -56,14 +59,17 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
     /// # Errors
     /// As for [`new`](SmmuDevice::new).
     pub fn with_chooser(platform: P, host: H, config: DeviceConfig, chooser: C) -> Result<Self> {
-        if config.cache_order > DeviceConfig::MAX_CACHE_ORDER || config.identification.output_bits().is_none() {
+        let identification = supported(config.identification);
+        if config.cache_order > DeviceConfig::MAX_CACHE_ORDER || identification.output_bits().is_none() {
             return Err(Error::Invalid(InvalidReason::Configuration));
         }
+        let config = DeviceConfig { identification, ..config };
         let state = State {
             registers: RegisterFile::new(config.identification),
             pending: Pending::new(),
             events: Events::default(),
             stalls: Stalls::new(platform.clone(), config.identification.stall_max())?,
+            caches: Caches::new(&platform, config.cache_order)?,
             epoch: 0,
         };
         Ok(Self { platform, host, chooser, config, state: Lock::new(state), stepping: AtomicBool::new(false) })
@@ -80,6 +86,7 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
         state.pending.clear();
         state.events = Events::default();
         state.stalls.clear();
+        state.caches.clear();
         state.epoch = state.epoch.wrapping_add(1);
     }
 

@@ -2,8 +2,13 @@
 
 extern crate std;
 
+mod ats;
 mod commands;
+mod configuration;
+mod events;
+mod invalidation;
 mod registers;
+mod stalls;
 
 use std::boxed::Box;
 use std::collections::BTreeMap;
@@ -11,11 +16,16 @@ use std::sync::Mutex;
 use std::vec;
 use std::vec::Vec;
 
-use super::{Chooser, DeviceAnswer, DeviceConfig, Host, InOrder, Interrupt, SmmuDevice, Snoop, Unreachable};
+use super::{
+    Access, Answer, Blocked, Chooser, DeviceAnswer, DeviceConfig, Host, InOrder, Interrupt, Outcome, Request,
+    SmmuDevice, Snoop, Unreachable,
+};
 use crate::addr::PhysAddr;
-use crate::arch::smmuv3::layout::StreamId;
 use crate::arch::smmuv3::layout::commands::{Command, Completion, PageResponse, Resume};
+use crate::arch::smmuv3::layout::events::{EventKind, EventRecord};
 use crate::arch::smmuv3::layout::registers::{Cr0, Cr1, IrqCtrl, QueueBase, StreamTableFormat, StrtabBaseCfg, offset};
+use crate::arch::smmuv3::layout::stream_table::{CdTableFormat, Stage2};
+use crate::arch::smmuv3::layout::{Asid, Cd, Granule, Ste, StreamId, Vmid};
 use crate::platform::{Arena, Frame, Registers};
 
 /// Where things are.
@@ -156,4 +166,114 @@ fn execute<C: Chooser + 'static>(unit: &Unit<C>, command: Command) {
     submit(unit, sync());
     settle(unit);
     assert_eq!(unit.read32(offset::CMDQ_CONS) & 0xf, unit.read32(offset::CMDQ_PROD));
+}
+
+/// The stream of the tests.
+const STREAM: StreamId = StreamId(3);
+const CDS: u64 = 0x21_0000;
+/// Tables of 39 bits with pages of 4 KiB, from level 1 on, for stage 1 and stage 2.
+const STAGE1: u64 = 0x30_0000;
+const STAGE2: u64 = 0x31_0000;
+/// A page that both tables map.
+const PAGE: u64 = 0x80_5000;
+/// Valid page for everybody, access flag, not global.
+const S1_PAGE: u64 = 0xc43;
+/// Valid page, readable and writable, access flag, write-back.
+const S2_PAGE: u64 = 0x4ff;
+
+fn put_all(unit: &Unit<impl Chooser>, at: u64, words: &[u64]) {
+    for (word, offset) in words.iter().zip(0_u64..) {
+        unit.host().put(at + offset * 8, *word);
+    }
+}
+
+fn put_ste<C: Chooser>(unit: &Unit<C>, stream: StreamId, ste: Ste) {
+    put_all(unit, STREAMS + u64::from(stream.0) * 64, &ste.words);
+}
+
+fn put_cd<C: Chooser>(unit: &Unit<C>, index: u64, cd: Cd) {
+    put_all(unit, CDS + index * 64, &cd.words);
+}
+
+/// ASID 7.
+fn cd() -> Cd {
+    Cd::new(Asid(7), PhysAddr::new(STAGE1), Granule::Size4K, 39, 48).recording().with_memory_attributes(0xff)
+}
+
+/// One CD, VMID 5.
+fn stage1() -> Ste {
+    Ste::stage1(PhysAddr::new(CDS), CdTableFormat::Linear, 0).with_vmid(Vmid(5))
+}
+
+/// VMID 5.
+fn stage2() -> Stage2 {
+    Stage2 {
+        vmid: Vmid(5),
+        table: PhysAddr::new(STAGE2),
+        t0sz: 25,
+        sl0: 1,
+        tg: 0,
+        ps: 5,
+        cacheability: 1,
+        shareability: 3,
+        access_flag_fault_disabled: false,
+        record: true,
+        stall: false,
+    }
+}
+
+/// Three levels for the pages around [`PAGE`], and what is below 8 MiB as it is in stage 2.
+fn put_tables<C: Chooser>(unit: &Unit<C>, root: u64) {
+    unit.host().put(root, (root + 0x1000) | 3);
+    unit.host().put(root + 0x1000 + 4 * 8, (root + 0x2000) | 3);
+    if root == STAGE2 {
+        for block in 0..4 {
+            unit.host().put(root + 0x1000 + block * 8, block << 21 | S2_PAGE & !2);
+        }
+    }
+}
+
+/// Where the leaf of a page is.
+fn leaf(root: u64, address: u64) -> u64 {
+    root + 0x2000 + (address >> 12 & 511) * 8
+}
+
+/// A unit on which [`STREAM`] has both tables, PAGE is at 0x90_0000 after stage 1 alone, and there stage 2
+/// leaves it.
+fn translating<C: Chooser + 'static>(ste: Ste, config: DeviceConfig, chooser: C) -> Unit<C> {
+    let unit = running(config, chooser);
+    put_tables(&unit, STAGE1);
+    put_tables(&unit, STAGE2);
+    unit.host().put(leaf(STAGE1, PAGE), 0x90_0000 | S1_PAGE);
+    // 0x90_0000 is in the block of the same table.
+    unit.host().put(leaf(STAGE2, 0x90_0000), 0xa0_0000 | S2_PAGE);
+    unit.host().put(leaf(STAGE2, PAGE), 0xb0_0000 | S2_PAGE);
+    put_cd(&unit, 0, cd());
+    put_ste(&unit, STREAM, ste);
+    unit
+}
+
+fn read<C: Chooser>(unit: &Unit<C>, address: u64) -> Result<u64, Blocked> {
+    unit.translate(&Request::new(STREAM, address, Access::Read)).map(|answer: Answer| answer.phys.as_u64())
+}
+
+fn write<C: Chooser>(unit: &Unit<C>, address: u64) -> Result<u64, Blocked> {
+    unit.translate(&Request::new(STREAM, address, Access::Write)).map(|answer| answer.phys.as_u64())
+}
+
+fn aborted(reason: EventKind) -> Blocked {
+    Blocked { outcome: Outcome::Abort, reason: Some(reason) }
+}
+
+/// What is in the event queue, all of which is consumed.
+fn events<C: Chooser + 'static>(unit: &Unit<C>) -> Vec<EventRecord> {
+    let mut found = Vec::new();
+    let (prod, mut cons) = (unit.read32(offset::EVENTQ_PROD), unit.read32(offset::EVENTQ_CONS) & 0xf);
+    while cons != prod & 0xf {
+        let slot = EVENTS + u64::from(cons & 7) * 32;
+        found.push(EventRecord::decode([0, 8, 16, 24].map(|at| unit.host().get(slot + at))));
+        cons = cons + 1 & 0xf;
+    }
+    unit.write32(offset::EVENTQ_CONS, prod & 1 << 31 | cons);
+    found
 }

@@ -51,7 +51,7 @@ impl Permissions {
     }
 
     /// Whether somebody may write and not read, which is all that an atomic operation lacks.
-    pub(super) const fn lack_read_only(self, access: Access, privilege: Privilege) -> bool {
+    pub(in crate::arch::smmuv3::device) const fn lack_read_only(self, access: Access, privilege: Privilege) -> bool {
         matches!(access, Access::Atomic) && self.permit(Access::Write, privilege)
     }
 }
