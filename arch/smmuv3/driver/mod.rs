@@ -11,6 +11,7 @@
 //! | `stream_table`, `cd_table` | the stream table of a unit, the context descriptors of a stream |
 //! | `entries` | tables of either, in one level or two |
 //! | `slot` | one entry of them, never seen torn |
+//! | `model` | for loom models outside of the crate |
 //! | `update` | the stores that turn one STE or CD into another |
 
 pub mod capabilities;
@@ -19,6 +20,8 @@ mod entries;
 #[allow(dead_code, reason = "the unit calls it")]
 mod invalidation;
 pub mod queue;
+#[cfg(loom)]
+mod model;
 pub mod registers;
 mod site;
 mod slot;
@@ -28,6 +31,8 @@ mod update;
 
 pub use capabilities::Capabilities;
 pub use queue::{CommandQueue, QueueConfig, Ticket};
+#[cfg(loom)]
+pub use model::OneStream;
 pub use registers::{RegisterPages, SmmuRegisters, Untranslated};
 #[cfg(order_mutants)]
 pub use site::SITES;
