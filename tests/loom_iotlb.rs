@@ -189,6 +189,7 @@ mod vtd {
     use iommu::hwmem::Table;
     use iommu::iotlb::{CacheTag, Depth, Invalidation};
     use iommu::ops::IommuOps;
+    use iommu::pgtable::PageSizes;
     use loom::sync::Arc;
     use loom::thread;
 
