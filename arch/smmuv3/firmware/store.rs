@@ -184,7 +184,7 @@ impl<P: Platform> Firmware<P> {
     }
 
     /// Who sends with this StreamID: a PCI function, one of those that share it, or else a platform
-    /// device; `None` when firmware tells of neither.
+    /// device; `None` when firmware tells of neither, or contradicts itself about the function.
     pub fn source_of(&self, unit: usize, stream: StreamId) -> Option<SourceId> {
         let unit = u16::try_from(unit).ok()?;
         let of_pci = self.pci.iter().filter(|streams| streams.unit == unit).find_map(|streams| {
