@@ -99,6 +99,8 @@ pub struct QemuQuirks {
     pub smmu_aarch32_stage_2_is_fatal: bool,
     /// Whether a context descriptor with the reserved output size IPS = 7 ends QEMU when it is used.
     pub smmu_reserved_output_size_is_fatal: bool,
+    /// Whether a stage 2 that begins with several tables side by side is walked through the first of them only.
+    pub smmu_finds_only_the_first_of_concatenated_tables: bool,
     /// Whether GBPA can make a unit that is off abort what passes it; elsewhere it reads as zero.
     pub smmu_has_global_abort: bool,
 }
@@ -131,6 +133,7 @@ impl QemuQuirks {
             smmu_two_levels_stay: true,
             smmu_aarch32_stage_2_is_fatal: !before_10,
             smmu_reserved_output_size_is_fatal: !before_10,
+            smmu_finds_only_the_first_of_concatenated_tables: true,
             smmu_has_global_abort: !before_10,
         }
     }

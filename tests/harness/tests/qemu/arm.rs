@@ -4,6 +4,7 @@
 use iommu::platform::{Platform, Registers};
 use iommu::{Iova, PhysAddr};
 use iommu_harness::bus::BusRegisters;
+use iommu_harness::devices::POKE;
 use iommu_harness::options::PciPlace;
 use iommu_harness::runner::TestError;
 use iommu_harness::{
@@ -46,6 +47,8 @@ const PERMISSION: u32 = 0x13;
 const TABLE: u64 = 0x3;
 const WRITABLE: u64 = 0x443;
 const READ_ONLY: u64 = 0x4c3;
+/// Block descriptor of stage 2.
+const BLOCK_2: u64 = 0x7fd;
 
 /// STRTAB_BASE_CFG: two levels, 256 entries a table.
 const TWO_LEVELS: u32 = 1 << 16 | 8 << 6;
@@ -61,6 +64,9 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.test("arm::workspaces_move", workspaces_move);
     suite.test("arm::entries_that_end_qemu", entries_that_end_qemu);
     suite.test("arm::tables_of_two_levels_stay", tables_of_two_levels_stay);
+    if QemuArm::installed().is_ok_and(|quirks| quirks.smmu_has_second_stage) {
+        suite.test("arm::concatenated_tables", concatenated_tables);
+    }
     suite.test("arm::configuration_space_below_ram", configuration_space_below_ram);
 }
 
@@ -339,6 +345,31 @@ fn tables_of_two_levels_stay() -> TestResult {
     assert_eq!((told(0)?, told(TWO_LEVELS)?), (vec![BAD_STE], vec![BAD_STREAM]));
     let quirk = machine.quirks().is_some_and(|quirks| quirks.smmu_two_levels_stay);
     assert_eq!(told(0)?, [if quirk { BAD_STREAM } else { BAD_STE }]);
+    Ok(())
+}
+
+/// A stage 2 of 40 bits that begins with two tables side by side: who finds the second one.
+fn concatenated_tables() -> TestResult {
+    let options = ArmOptions::new().smmu(SmmuOptions { stages: Some(SmmuStages::Second), ..SmmuOptions::default() });
+    let machine = QemuArm::start(&options.edu("edu"))?;
+    let (unit, edu) = (Unit::start(&machine)?, machine.device("edu"));
+    let (tables, target) = (machine.buffer(0x2000)?, machine.buffer(4096)?);
+    let around = target.phys().align_down(1 << 30);
+    // The first GiB of the first half, the second one of the second half.
+    write(&tables, 0, &[around.as_u64() | BLOCK_2]);
+    write(&tables, 512 + 1, &[around.as_u64() | BLOCK_2]);
+    // VMID 1; 40 bits in granules of 4 KiB from level 1, 44 bits of output; S2AA64, S2R.
+    let flags = 1 | 24 << 32 | 1 << 38 | 4 << 48 | 1 << 51 | 1 << 58;
+    unit.set(edu.requester().id(), [STAGE_2, 0, flags, tables.phys().as_u64()]);
+    let told_at = |start: u64| -> TestResult<(Vec<u8>, Vec<u32>)> {
+        target.fill(0);
+        done(edu.poke(Iova::new(start | (target.phys().as_u64() - around.as_u64())), Access::Write)?)?;
+        Ok((target.read(0, 4), unit.take().iter().map(|event| event.number).collect()))
+    };
+    assert_eq!(told_at(0)?, (POKE.to_vec(), vec![]));
+    let quirk = machine.quirks().is_some_and(|quirks| quirks.smmu_finds_only_the_first_of_concatenated_tables);
+    let expected = if quirk { (vec![0; 4], vec![TRANSLATION]) } else { (POKE.to_vec(), vec![]) };
+    assert_eq!(told_at(1 << 39 | 1 << 30)?, expected);
     Ok(())
 }
 
