@@ -3,8 +3,13 @@
 
 extern crate std;
 
+mod attributes;
+mod cd;
+mod contexts;
 mod known;
 mod memory;
+mod ste;
+mod streams;
 
 use super::{
     Access, Context, E2h, Fault, Lookup, NoStructureCache, Route, StreamTable, Translation, check_cd, check_ste,
