@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::frames::Ref;
 use crate::group::{Group, GroupKey};
 use crate::id::{PciAddress, SourceId};
-use crate::ops::{Ats, Unit};
+use crate::ops::{Ats, FaultModel, Unit};
 use crate::pci::{self, MAX_ALIASES, MAX_DEPTH};
 use crate::region::ReservedRegions;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -105,6 +105,8 @@ pub(crate) struct DeviceIommu {
     pub(crate) windows: Windows,
     /// Its device TLB, if that may be used.
     pub(crate) ats: Option<DeviceAts>,
+    /// What becomes of its requests that fault.
+    pub(crate) fault_model: FaultModel,
 }
 
 /// A device TLB that may be used.

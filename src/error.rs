@@ -132,6 +132,8 @@ reasons! {
         TwoGroups => "not to be told apart from devices of two groups",
         /// The bitmap has no bit for a page of the range.
         Bitmap => "the range is not inside the bitmap",
+        /// No request waits under this tag: it was answered already, or ended with its attachment.
+        NotWaiting => "no request waits under this tag",
         /// The configuration contradicts itself.
         Configuration => "contradictory configuration",
     }

@@ -70,6 +70,36 @@ pub enum FaultKind {
     Other,
 }
 
+/// Which of the requests that a unit holds is meant. Opaque: a unit gives it, and takes it back once.
+///
+/// ```
+/// use iommu::StallTag;
+/// assert_ne!(StallTag(1), StallTag(2));
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StallTag(pub u64);
+
+/// What becomes of a request that waits.
+///
+/// ```
+/// use iommu::{FaultKind, FaultRecord, Iommu, StallAnswer, platform::Platform};
+/// # fn page_in(_: &FaultRecord) -> iommu::Result<()> { Ok(()) }
+/// fn answer<P: Platform>(iommu: &Iommu<P>, fault: &FaultRecord) -> iommu::Result<()> {
+///     match (fault.stalled, page_in(fault)) {
+///         (None, _) => Ok(()), // It was terminated already.
+///         (Some(_), Ok(())) => iommu.answer_stall(fault, StallAnswer::Retry),
+///         (Some(_), Err(_)) => iommu.answer_stall(fault, StallAnswer::Terminate),
+///     }
+/// }
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StallAnswer {
+    /// It is translated anew, and may fault again.
+    Retry,
+    /// It ends as if it had not waited: the device gets an error.
+    Terminate,
+}
+
 /// One refused access.
 ///
 /// ```
@@ -83,6 +113,7 @@ pub enum FaultKind {
 ///     kind: FaultKind::Translation,
 ///     reason: 5,
 ///     text: "write not permitted",
+///     stalled: None,
 /// };
 /// assert_eq!(
 ///     fault.to_string(),
@@ -107,6 +138,8 @@ pub struct FaultRecord {
     pub reason: u32,
     /// The reason in words.
     pub text: &'static str,
+    /// Set if the request waits until [`Iommu::answer_stall`](crate::Iommu::answer_stall).
+    pub stalled: Option<StallTag>,
 }
 
 impl fmt::Display for FaultRecord {
@@ -118,7 +151,8 @@ impl fmt::Display for FaultRecord {
         if let Some(pasid) = self.pasid {
             write!(f, " for PASID {:#x}", pasid.as_u32())?;
         }
-        write!(f, " refused: {} (reason {:#x}, unit {})", self.text, self.reason, self.unit)
+        let what = if self.stalled.is_some() { "waits" } else { "refused" };
+        write!(f, " {what}: {} (reason {:#x}, unit {})", self.text, self.reason, self.unit)
     }
 }
 
@@ -276,6 +310,7 @@ mod tests {
             kind: FaultKind::Other,
             reason: 0,
             text: "",
+            stalled: None,
         }
     }
 

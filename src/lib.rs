@@ -121,11 +121,11 @@ pub use error::{
 };
 pub use fault::{
     Access, DrainedFaults, FAULT_LOG_RECORDS, FAULT_WATCHED_SOURCES, FAULT_WINDOW, FAULTS_PER_WINDOW, FaultKind,
-    FaultLog, FaultRecord, FaultsLeft, LostFaults,
+    FaultLog, FaultRecord, FaultsLeft, LostFaults, StallAnswer, StallTag,
 };
 pub use group::{Group, Owner};
 pub use id::{Pasid, PciAddress, SourceId};
-pub use iommu::{AtsPolicy, BootPolicy, Iommu, Policy};
+pub use iommu::{AtsPolicy, BootPolicy, Iommu, Policy, StallPolicy};
 pub use prot::Prot;
 pub use region::{MAX_RESERVED_REGIONS, RegionKind, ReservedRegion, ReservedRegions};
 pub use window::{MAX_WINDOWS, Window, Windows};

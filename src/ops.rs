@@ -12,14 +12,14 @@ use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::device::DeviceInfo;
 use crate::domain::{DirtyBitmap, DirtyRead, DirtyTracking, Domain, DomainKind};
 use crate::error::{Error, Result, UnsupportedReason};
-use crate::fault::{DrainedFaults, FaultRecord};
+use crate::fault::{DrainedFaults, FaultRecord, StallAnswer, StallTag};
 use crate::frames::Ref;
 use crate::iotlb::{CacheTag, Flush, Invalidation, Ticket};
 use crate::pci::PciConfig;
 use crate::pgtable::{AccessedDirty, PageSizes, Run, WalkerCoherency};
 use crate::prot::Prot;
 use crate::region::ReservedRegions;
-pub use crate::requester::{Ats, Requester};
+pub use crate::requester::{Ats, FaultModel, Requester};
 use crate::window::Windows;
 
 /// A counted handle to a hardware unit.
@@ -434,6 +434,13 @@ pub trait IommuOps: Any + Send + Sync {
         false
     }
 
+    /// Whether requests of `device` that fault may wait for an answer: the unit can hold them, and firmware
+    /// says that the device and the way to it bear it. Task.
+    fn supports_stalls(&self, device: &DeviceInfo) -> bool {
+        let _ = device;
+        false
+    }
+
     /// Whether the unit can do it; not asked for what [`traits`](Self::traits) says. Any.
     fn capable(&self, capability: Capability) -> bool;
 
@@ -451,6 +458,9 @@ pub trait IommuOps: Any + Send + Sync {
     ///
     /// With [`Requester::ats`] requests for translations and translated requests are let through as
     /// well. The core turns the device TLB on only afterwards, and off before [`block`](Self::block).
+    ///
+    /// With [`FaultModel::Stall`] requests that fault wait for an [answer](Self::answer_stall). Those that
+    /// wait under `old` are terminated, as they are when the requester is blocked.
     ///
     /// # Errors
     /// [`Error::Incompatible`] when the domain does not fit, with nothing changed; after any other
@@ -519,7 +529,21 @@ pub trait IommuOps: Any + Send + Sync {
     /// [`Error::TimedOut`].
     fn resume(&self) -> Result<()>;
 
+    /// Answers a request that waits, as a record of [`drain_faults`](Self::drain_faults) said. Any; also
+    /// from inside that call.
+    ///
+    /// # Errors
+    /// [`InvalidReason::NotWaiting`](crate::InvalidReason::NotWaiting) when it was answered or terminated
+    /// already; those of [`invalidate`](Self::invalidate): it goes on waiting until the unit is reset.
+    fn answer_stall(&self, tag: StallTag, answer: StallAnswer) -> Result<()> {
+        let _ = (tag, answer);
+        Err(Error::Unsupported(UnsupportedReason::Operation))
+    }
+
     /// Gives every fault recorded since the last call. Any.
+    ///
+    /// A request that waits is given once, with [`FaultRecord::stalled`]; one of a requester that was not
+    /// attached with [`FaultModel::Stall`] last is terminated instead, and given without.
     fn drain_faults(&self, visit: &mut dyn FnMut(FaultRecord)) -> DrainedFaults;
 
     /// Says how the unit shall raise its interrupt of this kind. Any.

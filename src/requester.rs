@@ -18,13 +18,30 @@ pub struct Requester {
     pub source: SourceId,
     /// The device TLB that may be used under this id; an alias of a device has none.
     pub ats: Option<Ats>,
+    /// What becomes of its requests that fault.
+    pub fault_model: FaultModel,
 }
 
 impl Requester {
-    /// A requester without a device TLB.
+    /// A requester without a device TLB, whose faulting requests are terminated.
     pub const fn new(source: SourceId) -> Self {
-        Self { source, ats: None }
+        Self { source, ats: None, fault_model: FaultModel::Terminate }
     }
+}
+
+/// What becomes of a request that faults in translation.
+///
+/// ```
+/// use iommu::ops::FaultModel;
+/// assert_eq!(FaultModel::default(), FaultModel::Terminate);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum FaultModel {
+    /// It is terminated.
+    #[default]
+    Terminate,
+    /// It waits for an answer, [`IommuOps::answer_stall`](crate::ops::IommuOps::answer_stall).
+    Stall,
 }
 
 /// What a unit must know of a device TLB (PCIe 10.1) to invalidate in it. The capability itself is

@@ -95,7 +95,7 @@ impl<P: Platform> Claim<'_, P> {
             let ats = ats(&member).filter(of_source).filter(|ats| !self.iommu.is_gone(ats))?;
             Some(ats.tlb)
         });
-        Requester { source, ats: used }
+        Requester { source, ats: used, fault_model: self.fault_model(source) }
     }
 
     /// Turns the device TLB on: the unit's entry permits it by now.

@@ -6,12 +6,14 @@ mod msi;
 mod owner;
 mod probe;
 mod spec;
+mod stall;
 
 use core::fmt;
 
 pub use ats::AtsPolicy;
 #[cfg(feature = "vtd")]
 pub(crate) use attach::map_direct_region;
+pub use stall::StallPolicy;
 
 use crate::device::{Device, DeviceSlot};
 use crate::domain::{Domain, DomainKind, FixedDomain};
@@ -49,11 +51,18 @@ pub struct Policy {
     pub default_domain: DomainKind,
     /// Which devices may use their device TLBs.
     pub ats: AtsPolicy,
+    /// Which requests wait for an answer when they fault.
+    pub stalls: StallPolicy,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { boot: BootPolicy::default(), default_domain: DomainKind::Paging, ats: AtsPolicy::default() }
+        Self {
+            boot: BootPolicy::default(),
+            default_domain: DomainKind::Paging,
+            ats: AtsPolicy::default(),
+            stalls: StallPolicy::default(),
+        }
     }
 }
 
@@ -298,15 +307,7 @@ impl<P: Platform> Iommu<P> {
         let mut left = FaultsLeft::None;
         if kind == InterruptKind::Fault {
             for unit in self.units.iter() {
-                let drained = unit.drain_faults(&mut |record| {
-                    let kept = self.faults.push(&self.platform, record);
-                    #[cfg(feature = "log")]
-                    if kept {
-                        log::warn!("{record}");
-                    }
-                    #[cfg(not(feature = "log"))]
-                    let _ = kept;
-                });
+                let drained = unit.drain_faults(&mut |record| self.take_fault(&unit, record));
                 self.faults.add_overflows(&self.platform, drained.overflows);
                 left = left.max(drained.left);
             }

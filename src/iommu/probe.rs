@@ -106,11 +106,12 @@ impl<P: Platform> Iommu<P> {
             None => self.new_group(&unit, &info, &default_spec(&unit, &windows, &regions)?)?,
         };
         let ats = self.ats_of(&info, &unit, pci);
+        let fault_model = self.fault_model_of(&info, &unit);
         // From here on nobody else changes the group, of which the device is a member at once.
         let claim = self.claim(&group)?;
         let device = self.register(DeviceSlot {
             info,
-            iommu: Some(DeviceIommu { unit, key, group: group.clone(), regions, windows, ats }),
+            iommu: Some(DeviceIommu { unit, key, group: group.clone(), regions, windows, ats, fault_model }),
         })?;
         if let Err(error) = claim.admit(&device) {
             self.forget(&device);

@@ -3,15 +3,20 @@
 use iommu::device::Trust;
 use iommu::ops::Ats;
 use iommu::{
-    AtsPolicy, BootPolicy, Device, DomainKind, Error, IncompatibleReason, PciAddress, Policy, Prot, WaitReason,
+    AtsPolicy, BootPolicy, Device, DomainKind, Error, IncompatibleReason, PciAddress, Policy, Prot, StallPolicy,
+    WaitReason,
 };
 
 use crate::pci::Step::{Attach, Block, Off, On};
 use crate::pci::Tlb::{Unused, Used};
 use crate::world::{World, group, map, pages, unmap};
 
-const TRUSTED: Policy =
-    Policy { boot: BootPolicy::Blocked, default_domain: DomainKind::Paging, ats: AtsPolicy::Trusted };
+const TRUSTED: Policy = Policy {
+    boot: BootPolicy::Blocked,
+    default_domain: DomainKind::Paging,
+    ats: AtsPolicy::Trusted,
+    stalls: StallPolicy::Off,
+};
 const PAGING: DomainKind = DomainKind::Paging;
 /// Requester id of 00:01.0.
 const A: u16 = 0x08;

@@ -1,13 +1,21 @@
 //! What a device may do before anybody asks, and who decides.
 
-use iommu::{AtsPolicy, BootPolicy, BusyReason, DomainKind, Error, Policy, Prot, RegionKind};
+use iommu::{AtsPolicy, BootPolicy, BusyReason, DomainKind, Error, Policy, Prot, RegionKind, StallPolicy};
 
 use crate::world::{World, group, info, map, pages, source, untrusted};
 
-const OPEN: Policy =
-    Policy { boot: BootPolicy::IdentityUntilClaimed, default_domain: DomainKind::Paging, ats: AtsPolicy::Off };
-const IDENTITY: Policy =
-    Policy { boot: BootPolicy::Blocked, default_domain: DomainKind::Identity, ats: AtsPolicy::Off };
+const OPEN: Policy = Policy {
+    boot: BootPolicy::IdentityUntilClaimed,
+    default_domain: DomainKind::Paging,
+    ats: AtsPolicy::Off,
+    stalls: StallPolicy::Off,
+};
+const IDENTITY: Policy = Policy {
+    boot: BootPolicy::Blocked,
+    default_domain: DomainKind::Identity,
+    ats: AtsPolicy::Off,
+    stalls: StallPolicy::Off,
+};
 
 #[test]
 fn blocked_is_the_default_and_the_default_domain_translates() {

@@ -12,14 +12,15 @@ use iommu::domain::{Domain, DomainKind, PagingDomain};
 use iommu::frames::{IdBitmap, Ref, Slab};
 use iommu::iotlb::{CacheTag, Depth, DeviceTlb, Invalidation, Last, Tags, Ticket};
 use iommu::ops::{
-    Ats, Capability, Coverage, DomainFeatures, DomainOps, DomainSpec, InterruptKind, IommuOps, MapFlush, Msi,
-    Requester, Stage, Unit, UnitTraits,
+    Ats, Capability, Coverage, DomainFeatures, DomainOps, DomainSpec, FaultModel, InterruptKind, IommuOps, MapFlush,
+    Msi, Requester, Stage, Unit, UnitTraits,
 };
 use iommu::pci::PciConfig;
 use iommu::pgtable::{Config, Format, PageSizes, PageTable, SecondStage, WalkerCoherency, X86_64};
 use iommu::{
-    DrainedFaults, Error, FaultRecord, FaultsLeft, IncompatibleReason, InvalidationReason, Iova, IovaRange,
-    NoSpaceReason, PhysAddr, Prot, ReservedRegion, ReservedRegions, Result, SourceId, Window, Windows,
+    DrainedFaults, Error, FaultRecord, FaultsLeft, IncompatibleReason, InvalidReason, InvalidationReason, Iova,
+    IovaRange, NoSpaceReason, PhysAddr, Prot, ReservedRegion, ReservedRegions, Result, SourceId, StallAnswer, StallTag,
+    Window, Windows,
 };
 
 use crate::pci::{Step, Tlb};
@@ -59,6 +60,12 @@ pub(crate) struct State {
     pub(crate) dead: bool,
     pub(crate) log: Vec<Event>,
     pub(crate) faults: Vec<FaultRecord>,
+    pub(crate) supports_stalls: bool,
+    /// Requests that wait, and what they were answered.
+    pub(crate) waiting: Vec<StallTag>,
+    pub(crate) answers: Vec<(StallTag, StallAnswer)>,
+    /// What became of faults of a source when it was attached last.
+    pub(crate) fault_models: BTreeMap<SourceId, FaultModel>,
     /// Faults that there was no room for.
     pub(crate) overflows: u64,
     pub(crate) enabled: bool,
@@ -243,6 +250,10 @@ impl FakeUnit {
                 fail_shutdown: false,
                 dead: false,
                 log: vec![],
+                supports_stalls: false,
+                waiting: vec![],
+                answers: vec![],
+                fault_models: BTreeMap::new(),
                 faults: vec![],
                 overflows: 0,
                 enabled: false,
@@ -489,6 +500,18 @@ impl IommuOps for FakeUnit {
         self.state().supports_ats
     }
 
+    fn supports_stalls(&self, _device: &DeviceInfo) -> bool {
+        self.state().supports_stalls
+    }
+
+    fn answer_stall(&self, tag: StallTag, answer: StallAnswer) -> Result<()> {
+        let mut state = self.state();
+        let waiting = state.waiting.iter().position(|waiting| *waiting == tag);
+        state.waiting.remove(waiting.ok_or(Error::Invalid(InvalidReason::NotWaiting))?);
+        state.answers.push((tag, answer));
+        Ok(())
+    }
+
     fn capable(&self, capability: Capability) -> bool {
         capability == Capability::CacheCoherency
     }
@@ -523,6 +546,7 @@ impl IommuOps for FakeUnit {
             meanwhile();
         }
         Self::check_old(&self.state(), source, old);
+        self.state().fault_models.insert(source, requester.fault_model);
         fails(&mut self.state().fail_attach)?;
         if self.state().dead {
             self.block(unit, requester, old);

@@ -20,6 +20,7 @@ fn fault(id: u32, iova: u64) -> FaultRecord {
         kind: FaultKind::Translation,
         reason: 5,
         text: "write not permitted",
+        stalled: None,
     }
 }
 

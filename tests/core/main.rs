@@ -26,5 +26,6 @@ mod rollback;
 mod several;
 mod sizes;
 mod stages;
+mod stalls;
 mod tags;
 mod world;

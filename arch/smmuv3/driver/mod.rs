@@ -19,9 +19,9 @@ mod cd_table;
 mod entries;
 #[allow(dead_code, reason = "the unit calls it")]
 mod invalidation;
-pub mod queue;
 #[cfg(loom)]
 mod model;
+pub mod queue;
 pub mod registers;
 mod site;
 mod slot;
@@ -30,9 +30,9 @@ mod table_site;
 mod update;
 
 pub use capabilities::Capabilities;
-pub use queue::{CommandQueue, QueueConfig, Ticket};
 #[cfg(loom)]
 pub use model::OneStream;
+pub use queue::{CommandQueue, QueueConfig, Ticket};
 pub use registers::{RegisterPages, SmmuRegisters, Untranslated};
 #[cfg(order_mutants)]
 pub use site::SITES;

@@ -287,6 +287,7 @@ impl<P: Platform> VtdUnit<P> {
             kind: kind_of(record.reason),
             reason: u32::from(record.reason.0),
             text: record.reason.text(),
+            stalled: None,
         }
     }
 }

@@ -46,7 +46,7 @@ pub fn run(input: &mut Input<'_>, options: u8) {
     let kinds = [DomainKind::Paging, DomainKind::Identity, DomainKind::Blocked];
     let default_domain = kinds[input.below(3)];
     let ats = if options & 0x10 == 0 { AtsPolicy::Trusted } else { AtsPolicy::Off };
-    let Ok(iommu) = Iommu::new(Kernel, Policy { boot, default_domain, ats }) else { return };
+    let Ok(iommu) = Iommu::new(Kernel, Policy { boot, default_domain, ats, ..Policy::default() }) else { return };
     let table = firmware::dmar(input);
     let pci = Pci::new(input);
     world::with(|world| world.pci = pci);
