@@ -14,6 +14,7 @@ use crate::domain::{DirtyBitmap, DirtyRead, DirtyTracking, Domain, DomainKind};
 use crate::error::{Error, Result, UnsupportedReason};
 use crate::fault::{DrainedFaults, FaultRecord, StallAnswer, StallTag};
 use crate::frames::Ref;
+use crate::id::SourceId;
 use crate::iotlb::{CacheTag, Flush, Invalidation, Ticket};
 use crate::pci::PciConfig;
 use crate::pgtable::{AccessedDirty, PageSizes, Run, WalkerCoherency};
@@ -404,6 +405,12 @@ pub trait IommuOps: Any + Send + Sync {
     /// Whether requests of `device` arrive here. Task.
     fn coverage(&self, device: &DeviceInfo, pci: &dyn PciConfig) -> Coverage;
 
+    /// Whether requests under both ids look the same here, so that they cannot go through different domains:
+    /// StreamIDs are fewer than requester ids where firmware maps several to one. Any.
+    fn is_same_source(&self, a: SourceId, b: SourceId) -> bool {
+        a == b
+    }
+
     /// What every domain of this stage must agree with; `None` when the unit has no such stage. Any.
     fn traits(&self, stage: Stage) -> Option<UnitTraits>;
 
@@ -411,8 +418,9 @@ pub trait IommuOps: Any + Send + Sync {
     /// out; none when it has no such stage. Any.
     fn windows(&self, stage: Stage) -> Windows;
 
-    /// The stage of a domain for this unit when nobody asks for one, which is one that it has: the
-    /// second, if it has both. Any.
+    /// The stage of a domain for this unit when nobody asks for one, which is one that it has. If it has
+    /// both, the one that can do more: VT-d's second stage, which can forbid reading and enforces snooping
+    /// page by page, or Arm's stage 1, without which there are no PASIDs. Any.
     fn default_stage(&self) -> Stage;
 
     /// Adds the regions that `device` cannot use freely. Task.

@@ -355,8 +355,8 @@ impl<P: Platform> Drop for Claim<'_, P> {
 /// Whether `other` is behind the unit of `device` and sends requests under `source`. Should firmware
 /// put devices that share an alias behind different units, each unit knows of the alias.
 fn sends_as(other: &Device, device: &Device, source: SourceId) -> bool {
-    let same_unit = matches!((other.unit(), device.unit()), (Ok(theirs), Ok(ours)) if theirs.ptr_eq(ours));
-    same_unit && other.sources().contains(&source)
+    let (Ok(unit), Ok(theirs)) = (device.unit(), other.unit()) else { return false };
+    theirs.ptr_eq(unit) && other.sources().iter().any(|theirs| unit.is_same_source(*theirs, source))
 }
 
 /// Which direct regions a domain must hold.

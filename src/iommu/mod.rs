@@ -11,7 +11,7 @@ mod stall;
 use core::fmt;
 
 pub use ats::AtsPolicy;
-#[cfg(feature = "vtd")]
+#[cfg(any(feature = "vtd", feature = "smmuv3"))]
 pub(crate) use attach::map_direct_region;
 pub use stall::StallPolicy;
 

@@ -101,7 +101,7 @@ impl<P: Platform> Iommu<P> {
         let mut regions = ReservedRegions::default();
         unit.reserved_regions(&info, pci, &mut regions)?;
         let windows = windows_without(unit.windows(unit.default_stage()), &regions)?;
-        let group = match self.group_of_peers(key, &info.sources)? {
+        let group = match self.group_of_peers(&unit, key, &info.sources)? {
             Some(group) => group,
             None => self.new_group(&unit, &info, &default_spec(&unit, &windows, &regions)?)?,
         };
@@ -134,13 +134,15 @@ impl<P: Platform> Iommu<P> {
     }
 
     /// The group of the devices that cannot be told apart from a new one: by what its key says, or
-    /// because requests of both arrive under one source id. A group that all devices have left may
-    /// still be held by somebody, and is not used again.
-    fn group_of_peers(&self, key: GroupKey, sources: &[SourceId]) -> Result<Option<Group>> {
+    /// because requests of both arrive under one source id, or look the same to its unit. A group that all
+    /// devices have left may still be held by somebody, and is not used again.
+    fn group_of_peers(&self, unit: &Unit, key: GroupKey, sources: &[SourceId]) -> Result<Option<Group>> {
         let mut found: Option<Group> = None;
         for device in self.devices() {
             let Ok(peer) = device.iommu() else { continue };
-            if peer.key != key && !device.sources().iter().any(|source| sources.contains(source)) {
+            let shares =
+                |theirs: &SourceId| sources.iter().any(|own| own == theirs || unit.is_same_source(*own, *theirs));
+            if peer.key != key && !device.sources().iter().any(shares) {
                 continue;
             }
             match &found {
