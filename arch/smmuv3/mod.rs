@@ -8,3 +8,5 @@ pub mod device;
 pub mod driver;
 pub mod firmware;
 pub mod layout;
+
+pub use driver::{SmmuOptions, init, init_device_tree, init_with};

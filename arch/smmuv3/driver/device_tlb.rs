@@ -1,0 +1,224 @@
+//! Device TLBs (SMMU 3.9.1): whose may be used, how they are told, and what becomes of one that does not
+//! answer.
+//!
+//! A device fills its TLB with what the unit answers. So an invalidation asks for both in one batch, the
+//! unit's TLB first, with a CMD_SYNC between them; and one behind each device, which tells who it was that
+//! did not answer.
+//!
+//! Such a device is *fenced*: its entry is blocked, so that what its TLB holds is of no use, and it is
+//! asked nothing more. Other devices go on. Invalidations of its domain fail, so that nothing it may have
+//! cached is used for something else, until the unit is reset.
+
+use super::domains::tags_of;
+use super::invalidation::{MAX_COMMANDS, device_commands};
+use super::orders::SYNC;
+use super::unit::SmmuUnit;
+use super::{queue, site};
+use crate::arch::smmuv3::layout::StreamId;
+use crate::arch::smmuv3::layout::commands::{Command, Leaf};
+use crate::arch::smmuv3::layout::identification::Idr0;
+use crate::device::{DeviceId, DeviceInfo};
+use crate::domain::{Domain, DomainKind};
+use crate::error::{Error, IncompatibleReason, InvalidationReason, Result};
+use crate::iotlb::{CacheTag, DeviceTlb, Invalidation, MAX_DEVICE_TLBS};
+use crate::ops::{Requester, Unit};
+use crate::pci::{PciConfig, PciFunction};
+use crate::platform::Platform;
+use crate::sync::Lock;
+use crate::sync::atomic::{AtomicUsize, Ordering, fence};
+
+/// Devices that are fenced at a time; one more fences the unit.
+pub(super) const MAX_FENCED_DEVICES: usize = 16;
+
+/// All that a device may hold.
+const fn everything(stream: StreamId) -> Command {
+    Command::AtcInvalidate { stream, substream: None, address: 0, size_log2: 64 }
+}
+
+/// Devices that did not answer.
+pub(super) struct FencedDevices {
+    /// How many there are, for those who would find none.
+    count: AtomicUsize,
+    /// Innermost.
+    list: Lock<heapless::Vec<StreamId, MAX_FENCED_DEVICES>>,
+}
+
+impl FencedDevices {
+    pub(super) fn new() -> Self {
+        Self { count: AtomicUsize::new(0), list: Lock::new(heapless::Vec::new()) }
+    }
+}
+
+impl<P: Platform> SmmuUnit<P> {
+    /// Whether the unit serves the device TLB of `device`, and firmware says that its host does.
+    pub(super) fn serves_device_tlb(&self, device: &DeviceInfo, pci: &dyn PciConfig) -> bool {
+        let DeviceId::Pci(function) = device.id else { return false };
+        // Invalidations name whole pages.
+        let page_aligned =
+            || PciFunction::read(pci, function).is_some_and(|f| f.ats.is_some_and(|ats| ats.page_aligned));
+        self.capabilities().idr0().contains(Idr0::ATS)
+            && self.firmware.ats_supported(function.source_id())
+            && page_aligned()
+    }
+
+    /// Submits the commands for the TLB, then those for device TLBs.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn submit_with_devices(&self, invalidation: &Invalidation<'_>) -> Result<queue::Ticket> {
+        let mut commands: heapless::Vec<Command, { MAX_COMMANDS + MAX_DEVICE_TLBS }> = heapless::Vec::new();
+        self.add_tlb_commands(invalidation, &mut commands);
+        let mut left_out = false;
+        for device in invalidation.devices {
+            let Some(stream) = self.stream_of(device.source) else { continue };
+            if self.is_fenced_device(stream) {
+                left_out = true;
+                continue;
+            }
+            // There is room for so many.
+            if !site::DEVICE_TLBS_ORDER.is_skipped() {
+                let _ = commands.push(SYNC);
+            }
+            if !site::DEVICE_TLBS.is_skipped() {
+                device_commands(stream, None, invalidation.ranges, &mut commands);
+            }
+        }
+        let ticket = self.queue.submit(&self.registers, &commands)?;
+        if left_out {
+            // The others are told all the same.
+            self.queue.wait(&self.registers, ticket)?;
+            return Err(Error::Fenced);
+        }
+        Ok(ticket)
+    }
+
+    /// The tag of the requester's device TLB, if it has one and `domain` uses it: a use of the domain's
+    /// tag in this unit, `tag`, is held. Its number is that one's.
+    pub(super) fn acquire_device_tlb(
+        &self,
+        unit: &Unit,
+        requester: &Requester,
+        domain: &Domain,
+        tag: Option<CacheTag>,
+    ) -> Result<Option<CacheTag>> {
+        let (Some(ats), Some(tag), DomainKind::Paging) = (requester.ats, tag, domain.kind()) else { return Ok(None) };
+        let tags = tags_of::<P>(domain).ok_or(Error::Incompatible(IncompatibleReason::Driver))?;
+        let device = DeviceTlb { source: requester.source, pasid: None, ats };
+        tags.acquire_device(unit, tag, device).map(Some)
+    }
+
+    /// The tag of the requester's device TLB in a domain that uses it.
+    pub(super) fn device_tlb(&self, unit: &Unit, requester: &Requester, domain: &Domain) -> Option<CacheTag> {
+        let tags = tags_of::<P>(domain)?.read();
+        tags.iter().filter(|(of, _)| of.ptr_eq(unit)).find_map(|(_, tag)| {
+            let device = tags.device_tlbs(unit, tag).find(|device| device.source == requester.source)?;
+            Some(CacheTag { device: Some(device), ..tag })
+        })
+    }
+
+    /// Has a device drop everything, after its entry was changed and the unit's TLB told (3.9.1).
+    pub(super) fn empty_device_tlb(&self, requester: &Requester, stream: StreamId) -> Result<()> {
+        // Without one it is gone, with all it held.
+        if requester.ats.is_none() || !self.asks_devices() {
+            return Ok(());
+        }
+        self.refuse_fenced_device(stream)?;
+        self.in_order(site::WITHDRAW_DEVICE_WAIT, &[(site::WITHDRAW_DEVICE, everything(stream))])
+    }
+
+    /// Whether a device TLB could hold anything that must go: not while nothing is translated, and then the
+    /// unit passes nothing on to devices.
+    fn asks_devices(&self) -> bool {
+        self.registers.is_translating().unwrap_or(false)
+    }
+
+    /// A device that did not answer reaches nothing any more, until the unit is reset. Any context.
+    #[cold]
+    fn fence_device(&self, stream: StreamId) {
+        if self.note_fenced_device(stream).is_none() {
+            self.queue.fence();
+            return self.fence();
+        }
+        // Whoever writes an entry looks at the list afterwards.
+        fence(Ordering::SeqCst);
+        if let Some(entry) = self.tables.find(stream)
+            && entry.fence()
+        {
+            // If that fails the unit is fenced.
+            let _ = self.in_order(site::FENCE_WAIT, &[(site::FENCE, Command::ConfigSte { stream, leaf: Leaf::Only })]);
+        }
+    }
+
+    /// Nothing is let through for a device whose TLB may hold what is stale.
+    pub(super) fn refuse_fenced_device(&self, stream: StreamId) -> Result<()> {
+        fence(Ordering::SeqCst);
+        if self.is_fenced_device(stream) { Err(Error::Fenced) } else { Ok(()) }
+    }
+
+    #[inline(never)]
+    fn is_fenced_device(&self, stream: StreamId) -> bool {
+        let list = &self.fenced_devices;
+        list.count.load(Ordering::SeqCst) != 0 && list.list.lock(&self.platform).contains(&stream)
+    }
+
+    /// After a reset: has the fenced devices drop everything. Those that still do not answer stay fenced.
+    /// Task.
+    pub(super) fn retry_fenced_devices(&self) -> Result<()> {
+        let fenced = self.fenced_devices.list.lock(&self.platform).clone();
+        for stream in fenced {
+            match self.queue.run(&self.registers, &[everything(stream)]) {
+                Ok(()) => {
+                    self.forget_fenced_device(stream);
+                    if let Some(entry) = self.tables.find(stream) {
+                        entry.unfence();
+                        self.in_order(
+                            site::FENCE_WAIT,
+                            &[(site::FENCE, Command::ConfigSte { stream, leaf: Leaf::Only })],
+                        )?;
+                    }
+                }
+                // It must not keep the others from going on.
+                Err(_) if self.queue.is_fenced() => self.queue.reset(&self.registers)?,
+                Err(_) => drop(self.queue.take_silent_devices()),
+            }
+        }
+        Ok(())
+    }
+
+    /// After a device that is gone was blocked: another may come in its place.
+    pub(super) fn forget_gone_device(&self, stream: StreamId) {
+        if self.is_fenced_device(stream) {
+            self.forget_fenced_device(stream);
+        }
+    }
+
+    fn note_fenced_device(&self, stream: StreamId) -> Option<()> {
+        let mut list = self.fenced_devices.list.lock(&self.platform);
+        if !list.contains(&stream) {
+            list.push(stream).ok()?;
+            self.fenced_devices.count.store(list.len(), Ordering::SeqCst);
+        }
+        Some(())
+    }
+
+    fn forget_fenced_device(&self, stream: StreamId) {
+        let mut list = self.fenced_devices.list.lock(&self.platform);
+        list.retain(|fenced| *fenced != stream);
+        self.fenced_devices.count.store(list.len(), Ordering::SeqCst);
+    }
+}
+
+/// What to do after an invalidation failed.
+impl<P: Platform> SmmuUnit<P> {
+    /// Blocks whom an error leaves with stale translations: the devices that did not answer; or every
+    /// device, if the queue was fenced, by whomever.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn contain(&self, error: Error) {
+        if let Error::Invalidation { reason: InvalidationReason::DeviceTimeOut, .. } = error {
+            self.queue.take_silent_devices().into_iter().for_each(|stream| self.fence_device(stream));
+        }
+        if self.queue.is_fenced() {
+            self.fence();
+        }
+    }
+}
