@@ -22,6 +22,10 @@
 //! memory: leaves, and one store for each table that was prepared. A page in the way undoes it all,
 //! and [`MapError::undone`] says what a device may have cached meanwhile.
 //!
+//! A format may demand that hardware never sees one thing take the place of another (break before make:
+//! [`Format::live_split`]). Then pages are not split, and empty tables in the way of a large page are
+//! taken out first, which takes an invalidation and a second call.
+//!
 //! ## Concurrency
 //! Calls on disjoint ranges of one table may run at once on any processor, in any context: there is
 //! no lock and no reference count. Tables are installed with compare-exchange (who loses frees its
