@@ -91,9 +91,8 @@ fn examine(bytes: &[u8]) {
 }
 
 fn arena() -> &'static Arena {
-    struct Shared(&'static Arena);
-    static ARENA: OnceLock<Shared> = OnceLock::new();
-    ARENA.get_or_init(|| Shared(Arena::new(Box::leak(vec![Frame::ZERO; 256].into_boxed_slice())).unwrap())).0
+    static ARENA: OnceLock<&'static Arena> = OnceLock::new();
+    ARENA.get_or_init(|| Arena::new(Box::leak(vec![Frame::ZERO; 256].into_boxed_slice())).unwrap())
 }
 
 /// Where the table itself says that an id of a node arrives.
