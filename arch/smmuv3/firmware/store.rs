@@ -103,6 +103,9 @@ pub(super) fn unit_with(units: &[UnitNode], handle: u32) -> Option<u16> {
 impl<P: Platform> Firmware<P> {
     /// From an ACPI table, as firmware left it. Task only.
     ///
+    /// A platform device that passes the ids of others on has no StreamID of its own and is left out:
+    /// [`Iort::stream_of`] tells those of the others.
+    ///
     /// # Errors
     /// [`Error::Firmware`] as [`Iort::parse`] says, [`Error::NoMemory`].
     pub fn from_iort(platform: P, table: &[u8]) -> Result<Self> {

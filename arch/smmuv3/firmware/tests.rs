@@ -72,6 +72,16 @@ fn sources_have_streams_and_streams_sources() {
 }
 
 #[test]
+fn a_function_that_two_hosts_claim_is_the_first_ones() {
+    let mut second = PLAIN_HOST.to_vec();
+    second[28] = 0;
+    let firmware = from(&finish(&[ITS, SMMU, SMALL_SMMU, OLD_SMMU, HOST, &second])).unwrap();
+    assert_eq!(firmware.stream_of(SourceId::pci(0, 0)), Some((MAIN, StreamId(0x1000))));
+    assert_eq!(firmware.stream_of(SourceId::pci(0, 0xc000)), Some((MAIN, StreamId(0x99))));
+    assert_eq!(firmware.source_of(MAIN, StreamId(0x99)), None, "00:00.0 does not send with it");
+}
+
+#[test]
 fn pci_hosts_and_platform_devices_have_their_properties() {
     let firmware = from(&everything()).unwrap();
     let (ats, plain) = (SourceId::pci(0, 0x20), SourceId::pci(7, 0x20));
