@@ -5,7 +5,7 @@ use super::registers::{Message, Untranslated};
 use super::unit::SmmuUnit;
 use crate::arch::smmuv3::layout::identification::Idr0;
 use crate::arch::smmuv3::layout::registers::{Cr0, Cr1, Cr2, Gerror, IrqCtrl};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::Msi;
 use crate::pgtable::WalkerCoherency;
 use crate::platform::Platform;
@@ -22,7 +22,11 @@ impl<P: Platform> SmmuUnit<P> {
     pub(super) fn start(&self) -> Result<()> {
         let registers = &self.registers;
         if registers.is_translating()? {
-            registers.set_untranslated(Untranslated::Abort)?;
+            match registers.set_untranslated(Untranslated::Abort) {
+                // It answers, but has no GBPA (QEMU before 8): there is no way to stop devices meanwhile.
+                Err(Error::NoDevice) => {}
+                other => other?,
+            }
         }
         registers.turn_off(EVERYTHING)?;
         registers.set_attributes(
