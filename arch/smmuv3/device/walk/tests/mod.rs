@@ -8,6 +8,11 @@ mod cd;
 mod contexts;
 mod known;
 mod memory;
+mod naive;
+mod nested;
+mod random;
+mod stage1;
+mod stage2;
 mod ste;
 mod streams;
 
