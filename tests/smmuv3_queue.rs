@@ -72,7 +72,7 @@ fn many_producers_share_one_queue() {
             let producers: Vec<_> = (0..4)
                 .map(|_| {
                     scope.spawn(|| {
-                        for round in 0..150 {
+                        for round in 0..50 {
                             let batch: Vec<_> =
                                 (0..round % 5 + 1).map(|_| page(next.fetch_add(1, Ordering::Relaxed))).collect();
                             queue.run(&unit, &batch).unwrap();

@@ -5,12 +5,14 @@
 //! Rounds are interleaved, and a sample counts only if a reference pass just before it ran
 //! undisturbed, for shared machines slow down by turns. Compare ratios, not figures of two runs.
 //!
-//! What a strict unmap adds is measured on its own, with a unit that completes at once; and what a request
-//! of a device costs in the unit in software.
+//! What a strict unmap adds is measured on its own, with a unit that completes at once, and so is the
+//! command queue of an SMMUv3, for one producer and for two; and what a request of a device costs in the
+//! unit in software.
 //!
 //! `cargo run --release -p iommu-benches [-- case ...]`
 
 mod cases;
+mod commands;
 mod contenders;
 mod pool;
 mod sample;
@@ -49,5 +51,6 @@ fn main() {
         }
     }
     strict::run(&quiet, &wanted);
+    commands::run(&quiet, &wanted);
     translate::run(&quiet, &wanted);
 }
