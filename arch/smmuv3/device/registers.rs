@@ -156,6 +156,10 @@ impl RegisterFile {
         }
     }
 
+    pub(super) const fn identification(&self) -> &Identification {
+        &self.identification
+    }
+
     /// Bits of CR0 that the unit has.
     fn cr0_mask(&self) -> Cr0 {
         let idr0 = self.identification.idr0();

@@ -326,6 +326,8 @@ impl<P: Platform> State<P> {
             Cr0::CMDQEN => self.pending.sync.is_none(),
             // 6.3.9.4: what is being written becomes visible.
             Cr0::EVENTQEN => self.events.writers.is_quiet(),
+            // 6.3.9.5, and of SMMUEN as well, without which there are none.
+            Cr0::PRIQEN | Cr0::SMMUEN => self.page_writers.is_quiet(),
             _ => true,
         }
     }

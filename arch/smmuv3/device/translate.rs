@@ -287,6 +287,7 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
         self.config.identification.output_bits().unwrap_or(52)
     }
 
+    #[allow(clippy::result_large_err)] // It holds what was read, and there is no heap.
     /// From the StreamID to the page; with what the STE made of the request. `None` where the STE aborts.
     fn resolve(
         &self,
@@ -397,7 +398,10 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
         let mut structures = Structures { device: self, view, stream, tags: Some(tags), split: None };
         let translation = walk::translate(&self.host, id, context, lookup, &mut structures)?;
         if let (Some(first), Retained::Freely) = (translation.stage1, translation.retained()) {
-            let line = self.line(tags, address, first, translation.stage2);
+            let has = id.idr3().contains(Idr3::E0PD) && context.world != StreamWorld::NsEl2;
+            let privileged_only = has && context.cd.is_some_and(|cd| cd.denies_unprivileged(half(address)));
+            let mut line = self.line(tags, address, first, translation.stage2);
+            line.privileged_only = privileged_only;
             self.keep(view, |caches| caches.tlb.keep_address(line));
         }
         Ok(translation)
@@ -420,15 +424,10 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
     /// What a line of the TLB says to a request.
     fn judge(&self, context: &Context, line: &VaLine, lookup: &Lookup) -> Result<Translation, Fault> {
         let id = &self.config.identification;
-        walk::stage1::check(&line.first, context.world, lookup)?;
-        // E0PD is not kept in a TLB (5.4).
-        if let Some(cd) = &context.cd
-            && id.idr3().contains(Idr3::E0PD)
-            && cd.denies_unprivileged(half(lookup.address))
-            && lookup.privilege == Privilege::Unprivileged
-        {
+        if line.privileged_only && lookup.privilege == Privilege::Unprivileged {
             return Err(Fault::stage1(EventKind::F_TRANSLATION));
         }
+        walk::stage1::check(&line.first, context.world, lookup)?;
         if let Some(second) = &line.second
             && lookup.goal == Goal::Access
             && !second.permissions.permit(lookup.access, lookup.privilege)

@@ -3,6 +3,7 @@
 
 use super::cache::Caches;
 use super::events::Events;
+use super::output::Writers;
 use super::queue::Pending;
 use super::registers::{Misuse, RegisterFile, is_register, is_wide};
 use super::stalls::Stalls;
@@ -37,6 +38,8 @@ pub(super) struct State<P: Platform> {
     pub(super) pending: Pending,
     pub(super) events: Events,
     pub(super) stalls: Stalls<P>,
+    /// Page requests that have a place in their queue.
+    pub(super) page_writers: Writers,
     pub(super) caches: Caches<P>,
     /// Counts invalidations: what was read from tables before one is not cached after it.
     pub(super) epoch: u64,
@@ -69,6 +72,7 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
             pending: Pending::new(),
             events: Events::default(),
             stalls: Stalls::new(platform.clone(), config.identification.stall_max())?,
+            page_writers: Writers::default(),
             caches: Caches::new(&platform, config.cache_order)?,
             epoch: 0,
         };
@@ -86,6 +90,7 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
         state.pending.clear();
         state.events = Events::default();
         state.stalls.clear();
+        state.page_writers = Writers::default();
         state.caches.clear();
         state.epoch = state.epoch.wrapping_add(1);
     }

@@ -8,6 +8,7 @@ pub mod commands;
 pub mod context;
 pub mod events;
 pub mod identification;
+pub mod page_requests;
 pub mod registers;
 pub mod stream_table;
 

@@ -373,6 +373,11 @@ impl Ste {
         }
     }
 
+    /// PPAR: responses that the unit makes itself have the SubstreamID of their page request.
+    pub const fn answers_with_substream(self) -> bool {
+        self.words[1] >> 18 & 1 != 0
+    }
+
     /// MEV.
     pub const fn merges_events(self) -> bool {
         self.words[1] >> 19 & 1 != 0

@@ -22,6 +22,8 @@ pub(in crate::arch::smmuv3::device) struct VaLine {
     pub(in crate::arch::smmuv3::device) tags: Tags,
     pub(in crate::arch::smmuv3::device) first: Leaf,
     pub(in crate::arch::smmuv3::device) second: Option<Leaf>,
+    /// E0PD when it was walked for: unprivileged requests fault.
+    pub(in crate::arch::smmuv3::device) privileged_only: bool,
     base: u64,
     bits: u8,
 }
@@ -35,7 +37,7 @@ impl VaLine {
         first: Leaf,
         second: Option<Leaf>,
     ) -> Self {
-        Self { tags, first, second, base: block(address, bits), bits }
+        Self { tags, first, second, privileged_only: false, base: block(address, bits), bits }
     }
 
     /// Whether a request with these tags has this line (3.17.1): a global one for its ASET, another one

@@ -6,7 +6,10 @@ mod ats;
 mod commands;
 mod configuration;
 mod events;
+mod hostile;
 mod invalidation;
+mod page_requests;
+mod races;
 mod registers;
 mod stalls;
 
@@ -35,9 +38,14 @@ const STREAMS: u64 = 0x20_0000;
 /// Nothing is there.
 const HOLE: u64 = 0x7000_0000;
 
+/// What happens while a word is being read.
+type Trap = Box<dyn FnOnce() + Send>;
+
 /// Memory of 64-bit words, all 0 at first, and what else the unit reaches.
 #[derive(Default)]
 struct Machine {
+    /// Called once, when the word at this address was read, before its value is used.
+    trap: Mutex<Option<(u64, Trap)>>,
     memory: Mutex<BTreeMap<u64, u64>>,
     interrupts: Mutex<Vec<Interrupt>>,
     /// What was sent to ATCs, and how the next are answered.
@@ -64,7 +72,15 @@ impl Machine {
 impl Host for Machine {
     fn read(&self, address: PhysAddr, _: Snoop) -> Result<u64, Unreachable> {
         assert_eq!(address.as_u64() % 8, 0);
-        if address.as_u64() >= HOLE { Err(Unreachable) } else { Ok(self.get(address.as_u64())) }
+        if address.as_u64() >= HOLE {
+            return Err(Unreachable);
+        }
+        let word = self.get(address.as_u64());
+        let trap = self.trap.lock().unwrap().take_if(|trap| trap.0 == address.as_u64());
+        if let Some((_, trap)) = trap {
+            trap();
+        }
+        Ok(word)
     }
 
     fn write64(&self, address: PhysAddr, value: u64) -> Result<(), Unreachable> {
