@@ -6,7 +6,12 @@ use crate::arch::smmuv3::layout::commands::{PageResponse, Resume};
 use crate::bus::{Snoop, Unreachable};
 use crate::ops::Msi;
 
-/// A wired interrupt of a unit (SMMU 3.18.1).
+/// A wired interrupt of a unit (SMMU 3.18.2).
+///
+/// ```
+/// use iommu::arch::smmuv3::device::Line;
+/// assert_ne!(Line::Events, Line::GlobalErrors);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Line {
     /// The event queue is not empty any more.
@@ -20,6 +25,14 @@ pub enum Line {
 }
 
 /// An interrupt of a unit (SMMU 3.18).
+///
+/// ```
+/// use iommu::PhysAddr;
+/// use iommu::arch::smmuv3::device::{Interrupt, Line};
+/// use iommu::ops::Msi;
+/// let message = Interrupt::Message(Msi { address: PhysAddr::new(0x8090040), data: 3 });
+/// assert_ne!(message, Interrupt::Wired(Line::Events));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Interrupt {
     /// An edge on a line.
@@ -29,6 +42,11 @@ pub enum Interrupt {
 }
 
 /// What happens to an invalidation that was sent to a device.
+///
+/// ```
+/// use iommu::arch::smmuv3::device::DeviceAnswer;
+/// assert_ne!(DeviceAnswer::Done, DeviceAnswer::None);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DeviceAnswer {
     /// The device has dropped the entries, or refused the request as one that it does not know.

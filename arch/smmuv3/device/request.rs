@@ -40,6 +40,15 @@ impl Request {
 }
 
 /// Where a request goes.
+///
+/// ```
+/// use iommu::arch::smmuv3::device::Answer;
+/// use iommu::arch::smmuv3::device::walk::Attributes;
+/// use iommu::{PhysAddr, Prot};
+/// let attributes = Attributes::INCOMING;
+/// let answer = Answer { phys: PhysAddr::new(0x6123), page_bits: 12, prot: Prot::RW, attributes };
+/// assert!(answer.prot.contains(Prot::WRITE));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Answer {
     /// The address behind the unit; of a translation request with split-stage ATS, an intermediate one.

@@ -20,6 +20,48 @@ use crate::sync::atomic::AtomicBool;
 /// Software reaches it through [`Registers`], devices through [`translate`](Self::translate). Writing a
 /// register only records what is asked for: the unit acts in [`step`](Self::step). Every method may be
 /// called on several threads at once.
+///
+/// ```
+/// use iommu::PhysAddr;
+/// use iommu::arch::smmuv3::device::{
+///     Access, DeviceAnswer, DeviceConfig, Host, Interrupt, Outcome, Request, SmmuDevice, Snoop, Step, Unreachable,
+/// };
+/// use iommu::arch::smmuv3::layout::StreamId;
+/// use iommu::arch::smmuv3::layout::registers::{Cr0, offset};
+/// use iommu::platform::{Arena, Frame, Registers};
+///
+/// /// A machine without memory.
+/// struct Nothing;
+/// impl Host for Nothing {
+///     fn read(&self, _: PhysAddr, _: Snoop) -> Result<u64, Unreachable> {
+///         Err(Unreachable)
+///     }
+///     fn write64(&self, _: PhysAddr, _: u64) -> Result<(), Unreachable> {
+///         Err(Unreachable)
+///     }
+///     fn compare_exchange(&self, _: PhysAddr, _: u64, _: u64) -> Result<bool, Unreachable> {
+///         Err(Unreachable)
+///     }
+///     fn interrupt(&self, _: Interrupt) -> Result<(), Unreachable> {
+///         Err(Unreachable)
+///     }
+///     fn invalidate_atc(&self, _: StreamId, _: Option<u32>, _: u64, _: u8) -> DeviceAnswer {
+///         DeviceAnswer::None
+///     }
+/// }
+///
+/// let arena = Arena::new(Box::leak(vec![Frame::ZERO; 128].into_boxed_slice()))?;
+/// let unit = SmmuDevice::new(arena, Nothing, DeviceConfig::default())?;
+/// let write = Request::new(StreamId(8), 0x5000, Access::Write);
+/// assert_eq!(unit.translate(&write).unwrap().phys, PhysAddr::new(0x5000)); // translation is off
+///
+/// unit.write32(offset::CR0, Cr0::SMMUEN.bits());
+/// assert_eq!(unit.read32(offset::CR0ACK), 0); // not yet
+/// assert_eq!(unit.step(), Step::Control(Cr0::SMMUEN));
+/// assert_eq!(unit.read32(offset::CR0ACK), Cr0::SMMUEN.bits());
+/// assert_eq!(unit.translate(&write).unwrap_err().outcome, Outcome::Abort); // no stream table
+/// # Ok::<(), iommu::Error>(())
+/// ```
 pub struct SmmuDevice<P: Platform, H: Host, C: Chooser = InOrder> {
     pub(super) platform: P,
     pub(super) host: H,
