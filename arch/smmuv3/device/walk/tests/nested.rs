@@ -117,6 +117,9 @@ fn types_of_memory() {
     assert_eq!(of(), Attributes::from_mair(0x44, Shareability::Inner));
     memory.put(0x9_2380, 0x1007_07c7);
     assert_eq!(of().memory, MemoryType::Device(Device::NgNrE));
+    // S2PTW is not for requests.
+    memory.put(TABLE.base.as_u64() + 16, STE[2] | 1 << 54);
+    assert_eq!(of().memory, MemoryType::Device(Device::NgNrE));
     // S2FWB: MemAttr 6.
     memory.put(0x9_2380, 0x1007_07db);
     assert_eq!(of().memory, Attributes::from_mair(0x44, Shareability::Inner).memory);

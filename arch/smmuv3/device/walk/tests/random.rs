@@ -1,11 +1,12 @@
 //! Random tables, against the [`naive`](super::naive) walker.
 
 extern crate std;
+use std::collections::BTreeMap;
 
-use super::naive::{self, Found, Wrong};
-use super::{Access, Context, FULL, Fault, Lookup, NoStructureCache, check_cd, check_ste, translate};
+use super::naive::{Naive, Problem, Wants};
+use super::{Access, Context, FULL, Fault, Lookup, NoStructureCache, QEMU, check_cd, check_ste, translate};
 use crate::addr::PhysAddr;
-use crate::arch::smmuv3::device::walk::{Privilege, Stage, StreamWorld, Translation};
+use crate::arch::smmuv3::device::walk::{Goal, Privilege, Stage, StreamWorld};
 use crate::arch::smmuv3::device::{DeviceAnswer, Host, Interrupt, Snoop, Unreachable};
 use crate::arch::smmuv3::layout::events::{EventKind, FaultClass};
 use crate::arch::smmuv3::layout::{Cd, Ste, StreamId};
@@ -19,11 +20,16 @@ fn mix(seed: u64) -> u64 {
 }
 
 /// All of memory is descriptors, most of them good.
-struct Descriptors(u64);
+struct Descriptors {
+    seed: u64,
+    /// The first address bit that is hardly ever used.
+    bits: u32,
+    swapped: bool,
+}
 
 impl Descriptors {
     fn word(&self, address: u64) -> Option<u64> {
-        let mut next = self.0 ^ address;
+        let mut next = self.seed ^ address;
         let mut one_of = |many: u64| {
             next = mix(next);
             next % many == 0
@@ -31,7 +37,7 @@ impl Descriptors {
         if one_of(100) {
             return None;
         }
-        let mut word = mix(!self.0 ^ address.rotate_left(20));
+        let mut word = mix(!self.seed ^ address.rotate_left(20));
         word |= 3;
         if one_of(5) {
             word &= !2;
@@ -43,13 +49,16 @@ impl Descriptors {
             word |= 1 << 10;
         }
         if !one_of(6) {
-            word &= !(0xff << 44 | 0xf << 12);
+            word &= !((1 << 52) - (1 << self.bits) | 0xf << 12);
         }
-        // Permit more than not.
+        // Permit more than not, and normal memory.
         if !one_of(6) {
             word = word & !(0x1f << 59) | 3 << 6;
         }
-        Some(word)
+        if !one_of(6) {
+            word |= 0xf << 2;
+        }
+        Some(if self.swapped { word.swap_bytes() } else { word })
     }
 }
 
@@ -75,176 +84,110 @@ impl Host for Descriptors {
     }
 }
 
-/// The page size of TG0 and S2TG.
-fn page(tg: u64) -> u32 {
-    [12, 16, 14][tg as usize]
-}
+/// Where a request goes, and log2 of its block.
+type End<F> = Result<(u64, u32), F>;
 
-/// Bits of IPS and S2PS, in a unit of 52.
-fn size(code: u64) -> u32 {
-    [32, 36, 40, 42, 44, 48, 52, 52][code as usize]
-}
-
-fn is_permitted(permits: [bool; 3], access: Access) -> bool {
-    let [read, write, execute] = permits;
-    match access {
-        Access::Read => read,
-        Access::Write => write,
-        Access::Execute => execute,
-        Access::Atomic => read && write,
-    }
-}
-
-struct Naive<'a> {
-    memory: &'a Descriptors,
-    first: Option<naive::Stage>,
-    second: Option<naive::Stage>,
-}
-
-impl Naive<'_> {
-    /// Where an intermediate address goes, and how many bits of it stay.
-    fn second(&self, ipa: u64, class: FaultClass, access: Access, privileged: bool) -> Result<(u64, u32), Fault> {
-        let Some(stage) = &self.second else {
-            return Ok((ipa, 64));
-        };
-        let fault = |kind| Fault::stage2(kind, class, ipa);
-        if stage.input < 64 && ipa >> stage.input != 0 {
-            return Err(fault(EventKind::F_TRANSLATION));
-        }
-        let read = |at| self.memory.word(at).ok_or(Fault::walk_abort(Stage::Two, class, at));
-        let found = stage.walk(ipa, read).map_err(|wrong| match wrong {
-            Wrong::Unmapped => fault(EventKind::F_TRANSLATION),
-            Wrong::TooLarge => fault(EventKind::F_ADDR_SIZE),
-            Wrong::NotAccessed => fault(EventKind::F_ACCESS),
-            Wrong::Other(other) => other,
-        })?;
-        let permits = naive::stage2_permits(&found, privileged);
-        if !is_permitted(permits, access) {
-            let lacks_read_only = access == Access::Atomic && permits[1];
-            return Err(Fault { lacks_read_only, ..fault(EventKind::F_PERMISSION) });
-        }
-        Ok((found.output, found.bits))
-    }
-
-    fn first(&self, lookup: &Lookup, privileged: bool) -> Result<Option<Found>, Fault> {
-        let Some(stage) = &self.first else {
-            return if lookup.address >> 52 == 0 { Ok(None) } else { Err(Fault::stage1(EventKind::F_ADDR_SIZE)) };
-        };
-        if lookup.address >> stage.input != 0 {
-            return Err(Fault::stage1(EventKind::F_TRANSLATION));
-        }
-        let read = |at| {
-            let (at, _) = self.second(at, FaultClass::TranslationTable, Access::Read, true)?;
-            self.memory.word(at).ok_or(Fault::walk_abort(Stage::One, FaultClass::TranslationTable, at))
-        };
-        let found = stage.walk(lookup.address, read).map_err(|wrong| match wrong {
-            Wrong::Unmapped => Fault::stage1(EventKind::F_TRANSLATION),
-            Wrong::TooLarge => Fault::stage1(EventKind::F_ADDR_SIZE),
-            Wrong::NotAccessed => Fault::stage1(EventKind::F_ACCESS),
-            Wrong::Other(other) => other,
-        })?;
-        let permits = naive::stage1_permits(&found, privileged);
-        if !is_permitted(permits, lookup.access) {
-            let lacks_read_only = lookup.access == Access::Atomic && permits[1];
-            return Err(Fault { lacks_read_only, ..Fault::stage1(EventKind::F_PERMISSION) });
-        }
-        Ok(Some(found))
-    }
-
-    /// Where it goes, and how many bits stay.
-    fn translate(&self, lookup: &Lookup) -> Result<(u64, u32), Fault> {
-        let privileged = lookup.privilege == Privilege::Privileged;
-        let (ipa, bits) = match self.first(lookup, privileged)? {
-            Some(found) => (found.output, found.bits),
-            None => (lookup.address, 64),
-        };
-        let (output, other) = self.second(ipa, FaultClass::Input, lookup.access, privileged)?;
-        Ok((output, bits.min(other)))
-    }
-}
-
-/// Runs one request; `None` when the structures are not valid.
-fn run(seed: u64) -> Option<(Lookup, Result<Translation, Fault>, Result<(u64, u32), Fault>)> {
-    let mut next = seed;
+/// Runs one request through both walkers; `None` when the structures are not valid.
+fn run(seed: u64) -> Option<(Lookup, End<Fault>, End<Problem>)> {
+    let mut next = mix(!seed);
     let mut random = |many: u64| {
         next = mix(next);
         next % many
     };
-    let memory = Descriptors(mix(seed));
+    let mut unit = if random(4) == 0 { QEMU } else { FULL };
+    // HAD, XNX, FWB, E0PD, EPAN come and go.
+    unit.idr3 ^= [0, 1 << 2, 1 << 4, 1 << 8, 1 << 13, 1 << 17][random(6) as usize];
     let stages = random(3);
-    let (has_first, has_second) = (stages != 1, stages != 0);
+    let swapped = random(8) == 0;
+    let memory = Descriptors { seed: mix(seed), bits: if unit.idr5 & 7 == 6 { 44 } else { 38 }, swapped };
+    let mut rarely = |bits: u64| if random(4) == 0 { bits } else { 0 };
 
-    let (tg, ds, t0sz, ips, had) = (random(3), random(2), 12 + random(37), 4 + random(4), random(2));
-    let ttb = random(1 << 36) << 4;
-    let word0 = t0sz | tg << 6 | 1 << 30 | 1 << 31 | ips << 32 | 1 << 41 | 1 << 46;
-    let cd = Cd { words: [word0, ttb | had << 1, ds << 58, 0, 0, 0, 0, 0] };
+    // TBI, WXN, PAN, AFFD; HAD, E0PD, EPAN.
+    let controls = rarely(3 << 38) | rarely(1 << 36) | rarely(1 << 40) | rarely(1 << 35);
+    let (lower_controls, upper_controls) = (rarely(2) | rarely(4) | rarely(1 << 59), rarely(2) | rarely(4));
+    // S2AFFD, S2PTW, S2FWB.
+    let (controls2, s2fwb) = (rarely(1 << 53) | rarely(1 << 54), rarely(1 << 25));
+    let off = rarely(1 << 14) | rarely(1 << 30);
+
+    let (tg0, tg1, ds, ips) = ([0, 1, 2][random(3) as usize], 1 + random(3), random(2), 4 + random(4));
+    let (t0sz, t1sz) = (12 + random(37), 12 + random(37));
+    let (ttb0, ttb1) = (random(1 << 36) << 4, random(1 << 36) << 4);
+    let endian = u64::from(swapped);
+    let fixed = 1 << 31 | 1 << 41 | 1 << 46;
+    let word0 = t0sz | tg0 << 6 | endian << 15 | t1sz << 16 | tg1 << 22 | ips << 32 | fixed | controls | off;
+    let cd = [word0, ttb0 | lower_controls, ttb1 | upper_controls | ds << 58, 0, 0, 0, 0, 0];
 
     let (s2tg, s2ds, s2t0sz, s2ps, s2sl0) = (random(3), random(2), 12 + random(37), 4 + random(4), random(8));
-    let s2ttb = random(1 << 36) << 4;
-    let word2 = (s2t0sz | (s2sl0 & 3) << 6 | s2tg << 14 | s2ps << 16 | 1 << 19) << 32;
-    let config = 0b100 | u64::from(has_second) << 1 | u64::from(has_first);
-    let word3 = s2ttb | s2ds << 3 | (s2sl0 >> 2) << 2;
-    let ste = Ste { words: [config << 1 | 1, 0, word2, word3, 0, 0, 0, 0] };
+    let word2 = (s2t0sz | (s2sl0 & 3) << 6 | s2tg << 14 | s2ps << 16 | 1 << 19 | endian << 20) << 32 | controls2;
+    let word3 = random(1 << 36) << 4 | s2ds << 3 | (s2sl0 >> 2) << 2;
+    let config = 0b100 | u64::from(stages != 0) << 1 | u64::from(stages != 1);
+    let ste = [config << 1 | 1, s2fwb, word2, word3, 0, 0, 0, 0];
 
-    check_ste(&FULL, &ste).ok()?;
-    if has_first {
-        check_cd(&FULL, &ste, StreamWorld::NsEl1, &cd).ok()?;
+    let context =
+        Context { ste: Ste { words: ste }, cd: (stages != 1).then_some(Cd { words: cd }), world: StreamWorld::NsEl1 };
+    check_ste(&unit, &context.ste).ok()?;
+    if let Some(cd) = &context.cd {
+        check_cd(&unit, &context.ste, context.world, cd).ok()?;
     }
-    let levels = match page(s2tg) {
-        12 if s2ds == 1 => [2, 1, 0, 3, -1, 9, 9, 9],
-        12 => [2, 1, 0, 3, 2, 1, 0, 3],
-        14 => [3, 2, 1, 0, 3, 2, 1, 0],
-        _ => [3, 2, 1, 9, 3, 2, 1, 9],
-    };
+    // Within the input more often than not, in either half.
+    let upper = stages != 1 && random(2) == 0;
+    let input = 64 - [if upper { t1sz } else { t0sz }, s2t0sz, t0sz.max(s2t0sz)][stages as usize];
+    let mut address = mix(random(u64::MAX)) & u64::MAX >> (64 - input - random(16) / 15);
+    if upper {
+        address = !address;
+    }
+    if random(8) == 0 {
+        address ^= random(256) << 56;
+    }
+    let (access, wants) = [
+        (Access::Read, Wants::Read),
+        (Access::Write, Wants::Write),
+        (Access::Execute, Wants::Execute),
+        (Access::Atomic, Wants::Atomic),
+    ][random(4) as usize];
+    let privilege = [Privilege::Unprivileged, Privilege::Privileged][random(2) as usize];
+    let lookup = Lookup { address, access, privilege, goal: Goal::Access };
+
+    let walked = translate(&memory, &unit, &context, &lookup, &mut NoStructureCache);
+    let walked = walked.map(|found| (found.translate(address).as_u64(), u32::from(found.block_bits)));
     let naive = Naive {
-        memory: &memory,
-        first: has_first.then(|| naive::Stage {
-            page: page(tg),
-            wide: ds == 1 && tg != 1,
-            huge: true,
-            input: 64 - t0sz as u32,
-            output: size(ips),
-            base: ttb,
-            start: None,
-            hierarchy: had == 0,
-        }),
-        second: has_second.then(|| naive::Stage {
-            page: page(s2tg),
-            wide: s2ds == 1 && s2tg != 1,
-            huge: true,
-            input: 64 - s2t0sz as u32,
-            output: size(s2ps),
-            base: s2ttb,
-            start: Some(levels[s2sl0 as usize]),
-            hierarchy: false,
-        }),
+        idr3: unit.idr3,
+        idr5: unit.idr5,
+        ste,
+        cd: context.cd.map(|cd| cd.words),
+        memory: |at| memory.word(at),
     };
-    let bits = if has_first { 64 - t0sz } else { 64 - s2t0sz } + random(8) / 7;
-    let lookup = Lookup {
-        address: mix(random(u64::MAX)) & u64::MAX >> (64 - bits),
-        access: [Access::Read, Access::Write, Access::Execute, Access::Atomic][random(4) as usize],
-        privilege: [Privilege::Unprivileged, Privilege::Privileged][random(2) as usize],
-        goal: crate::arch::smmuv3::device::walk::Goal::Access,
-    };
-    let context = Context { ste, cd: has_first.then_some(cd), world: StreamWorld::NsEl1 };
-    let walked = translate(&memory, &FULL, &context, &lookup, &mut NoStructureCache);
-    Some((lookup, walked, naive.translate(&lookup)))
+    Some((lookup, walked, naive.translate(address, wants, privilege == Privilege::Privileged)))
+}
+
+fn problem(fault: Fault) -> Problem {
+    Problem {
+        event: fault.kind.0,
+        second: fault.stage == Stage::Two,
+        class: match fault.class {
+            FaultClass::Cd => 0,
+            FaultClass::TranslationTable => 1,
+            FaultClass::Input => 2,
+            FaultClass::Reserved => 3,
+        },
+        address: fault.second_address,
+        lacks_read: fault.lacks_read_only,
+    }
 }
 
 #[test]
 fn random_tables() {
-    let mut seen = std::collections::BTreeMap::new();
-    for seed in 0..200_000 {
+    let mut seen = BTreeMap::new();
+    for seed in 0..300_000 {
         let Some((lookup, walked, naive)) = run(seed) else {
             continue;
         };
-        let found = walked.map(|found| (found.translate(lookup.address).as_u64(), u32::from(found.block_bits)));
-        assert_eq!(found, naive, "seed {seed}, {lookup:x?}");
-        let what = found.map_or_else(|fault| (fault.kind.0, fault.stage == Stage::Two), |_| (0, false));
-        *seen.entry(what).or_insert(0_u32) += 1;
+        let walked = walked.map_err(problem);
+        assert_eq!(walked, naive, "seed {seed}, {lookup:x?}");
+        *seen.entry(walked.map_or_else(|end| (end.event, end.second), |_| (0, false))).or_insert(0_u32) += 1;
     }
     // Each end was met, and often.
-    for stage2 in [false, true] {
+    for second in [false, true] {
         for kind in [
             EventKind::F_WALK_EABT,
             EventKind::F_TRANSLATION,
@@ -252,7 +195,7 @@ fn random_tables() {
             EventKind::F_ACCESS,
             EventKind::F_PERMISSION,
         ] {
-            assert!(seen.get(&(kind.0, stage2)).is_some_and(|count| *count > 100), "{kind:?} {stage2}: {seen:?}");
+            assert!(seen.get(&(kind.0, second)).is_some_and(|count| *count > 100), "{kind:?} {second}: {seen:?}");
         }
     }
     assert!(seen[&(0, false)] > 1000, "{seen:?}");
