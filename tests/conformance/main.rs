@@ -15,7 +15,10 @@ mod translation;
 
 use iommu::arch::vtd::layout::{Cap, Ecap};
 use iommu_harness::options::Bridge;
-use iommu_harness::{Machine, ModelOptions, ModelX86, Node, QemuX86, Suite, TestResult, VtdOptions, X86Options};
+use iommu_harness::{
+    ArmOptions, Machine, ModelOptions, ModelX86, Node, QemuArm, QemuX86, SmmuGranule, SmmuOptions, SmmuStages, Suite,
+    TestResult, VtdOptions, X86Options,
+};
 
 /// A case, and the devices that it needs.
 struct Case {
@@ -65,7 +68,16 @@ const CASES: &[Case] = &[
     Case { name: "domains::out_of_memory", devices: one_edu, run: domains::out_of_memory },
     Case { name: "regions::direct", devices: one_edu, run: regions::direct },
     Case { name: "regions::direct_refuses_blocked", devices: one_edu, run: regions::direct_refuses_blocked },
-    Case { name: "regions::interrupts", devices: one_edu, run: regions::interrupts },
+];
+
+/// What only x86 has.
+const X86_CASES: &[Case] = &[Case { name: "regions::interrupts", devices: one_edu, run: regions::interrupts }];
+
+/// What only Arm has.
+const ARM_CASES: &[Case] = &[
+    Case { name: "regions::doorbell", devices: one_edu, run: regions::doorbell },
+    Case { name: "faults::overflow", devices: edu_and_lsi, run: faults::overflow },
+    Case { name: "domains::device_tree", devices: two_edus, run: domains::device_tree },
 ];
 
 /// The cases that every variant of QEMU's unit runs; the others run on its main kinds. Each start of a
@@ -113,6 +125,7 @@ enum Extent {
 enum Kind {
     Qemu(VtdOptions),
     Model(VtdOptions, ModelOptions),
+    QemuArm(SmmuOptions),
 }
 
 impl Configuration {
@@ -125,6 +138,11 @@ impl Configuration {
         Self { extent: Extent::Brief, ..Self::qemu(name, vtd) }
     }
 
+    const fn arm(name: &'static str, stages: SmmuStages, granule: SmmuGranule) -> Self {
+        let options = SmmuOptions { stages: Some(stages), granule: Some(granule) };
+        Self { name, kind: Kind::QemuArm(options), extent: Extent::All }
+    }
+
     const fn model(name: &'static str, vtd: VtdOptions, model: ModelOptions) -> Self {
         Self { name, kind: Kind::Model(vtd, model), extent: Extent::All }
     }
@@ -133,13 +151,23 @@ impl Configuration {
         Ok(match &self.kind {
             Kind::Qemu(vtd) => Box::new(QemuX86::start(&X86Options::new().vtd(*vtd).nodes(devices))?),
             Kind::Model(vtd, model) => Box::new(ModelX86::with(&X86Options::new().vtd(*vtd).nodes(devices), model)?),
+            Kind::QemuArm(smmu) => Box::new(QemuArm::start(&ArmOptions::new().smmu(*smmu).nodes(devices))?),
         })
     }
 
-    /// The plain model of the same machine.
-    fn plain_model(&self, seed: u64) -> Self {
+    /// The plain model of the same machine, where there is one.
+    fn plain_model(&self, seed: u64) -> Option<Self> {
         match self.kind {
-            Kind::Qemu(vtd) | Kind::Model(vtd, _) => Self::model("plain", vtd, ModelOptions::new().seed(seed)),
+            Kind::Qemu(vtd) | Kind::Model(vtd, _) => Some(Self::model("plain", vtd, ModelOptions::new().seed(seed))),
+            Kind::QemuArm(_) => None,
+        }
+    }
+
+    /// The cases that only machines of its architecture have.
+    fn own_cases(&self) -> &'static [Case] {
+        match self.kind {
+            Kind::Qemu(_) | Kind::Model(..) => X86_CASES,
+            Kind::QemuArm(_) => ARM_CASES,
         }
     }
 }
@@ -158,8 +186,12 @@ fn main() {
     let configurations = qemu_configurations().into_iter().chain(model_configurations());
     for configuration in configurations {
         let brief = |case: &&Case| configuration.extent == Extent::All || BRIEF.contains(&case.name);
-        CASES.iter().filter(brief).for_each(|case| add(&mut suite, &configuration, case));
-        if ["vtd", "model"].contains(&configuration.name) {
+        CASES
+            .iter()
+            .chain(configuration.own_cases())
+            .filter(brief)
+            .for_each(|case| add(&mut suite, &configuration, case));
+        if ["vtd", "model", "smmu-nested"].contains(&configuration.name) {
             BRIDGE_CASES.iter().for_each(|case| add(&mut suite, &configuration, case));
         }
     }
@@ -168,9 +200,9 @@ fn main() {
     }
     for other in qemu_configurations().into_iter().chain(odd_configurations()) {
         for seed in 1..=2 {
-            let other = other.clone();
+            let (Some(plain), other) = (other.plain_model(seed), other.clone()) else { continue };
             suite.test(format!("differential::{}::seed_{seed}", other.name), move || {
-                let ours = other.plain_model(seed).start(differential::devices())?;
+                let ours = plain.start(differential::devices())?;
                 let theirs = other.start(differential::devices())?;
                 differential::run(&*ours, &*theirs, seed)
             });
@@ -196,6 +228,25 @@ fn qemu_configurations() -> Vec<Configuration> {
         let no_pass_through = VtdOptions { pass_through: false, ..first_stage };
         all.push(Configuration::qemu("vtd-first-stage", first_stage));
         all.push(Configuration::brief("vtd-first-stage-no-pass-through", no_pass_through));
+    }
+    all.extend(smmu_configurations());
+    all
+}
+
+/// QEMU's SMMUv3: each stage, and each granule of its tables.
+fn smmu_configurations() -> Vec<Configuration> {
+    let (first, second, nested) = (SmmuStages::First, SmmuStages::Second, SmmuStages::Nested);
+    let mut all = vec![
+        Configuration::arm("smmu-first", first, SmmuGranule::Size4K),
+        Configuration::arm("smmu-first-16k", first, SmmuGranule::Size16K),
+        Configuration::arm("smmu-first-64k", first, SmmuGranule::Size64K),
+    ];
+    if QemuArm::installed().is_ok_and(|quirks| quirks.smmu_has_second_stage) {
+        all.push(Configuration::arm("smmu-second", second, SmmuGranule::Size4K));
+        all.push(Configuration::arm("smmu-second-16k", second, SmmuGranule::Size16K));
+        all.push(Configuration::arm("smmu-second-64k", second, SmmuGranule::Size64K));
+        all.push(Configuration::arm("smmu-nested", nested, SmmuGranule::Size4K));
+        all.push(Configuration::arm("smmu-nested-64k", nested, SmmuGranule::Size64K));
     }
     all
 }
@@ -293,6 +344,10 @@ fn one_edu() -> Vec<Node> {
 
 fn one_lsi() -> Vec<Node> {
     vec![Node::lsi("lsi")]
+}
+
+fn edu_and_lsi() -> Vec<Node> {
+    vec![Node::edu("edu"), Node::lsi("lsi")]
 }
 
 fn two_edus() -> Vec<Node> {

@@ -5,7 +5,7 @@ use iommu_harness::runner::TestError;
 use iommu_harness::{Access, Buffer, Machine, TestResult};
 
 use crate::firmware::Firmware;
-use crate::rig::{Rig, map, range};
+use crate::rig::{Rig, map, phys, range};
 
 /// A machine whose firmware has a region one to one for `edu`: a buffer of two pages.
 fn with_direct_region(machine: &dyn Machine) -> Result<(Rig<'_>, Buffer), TestError> {
@@ -64,5 +64,19 @@ pub(crate) fn interrupts(machine: &dyn Machine) -> TestResult {
     map(&domain, 0xfedf_f000, &buffer, Prot::RW)?;
     map(&domain, 0xfef0_0000, &buffer, Prot::RW)?;
     assert!(!rig.iommu.isolated_msi(device.group()?));
+    Ok(())
+}
+
+/// On Arm interrupts are translated: the doorbell has a place of its own in each domain.
+pub(crate) fn doorbell(machine: &dyn Machine) -> TestResult {
+    let rig = Rig::new(machine)?;
+    let domain = rig.attached("edu")?;
+    // Any memory will do, and shows what arrives.
+    let buffer = rig.pages(1)?;
+    let address = rig.iommu.msi_address(&domain, &rig.device("edu"), phys(&buffer, 0x40))?;
+    let _ = rig.engine("edu").poke(address, Access::Write)?;
+    assert_eq!((buffer.read(0x40, 4), rig.faults()), (b"POKE".to_vec(), vec![]));
+    let taken = map(&domain, address.align_down(rig.page()).as_u64(), &buffer, Prot::RW);
+    assert!(matches!(taken, Err(Error::OutsideWindow { .. })), "{taken:?}");
     Ok(())
 }

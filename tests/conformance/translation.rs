@@ -108,8 +108,7 @@ pub(crate) fn top_of_the_window(machine: &dyn Machine) -> TestResult {
     let rig = Rig::new(machine)?;
     let domain = rig.attached("edu")?;
     let buffer = rig.pages(1)?;
-    let last = domain.geometry().expect("a paging domain has windows").last().as_u64();
-    let start = last & !(rig.page() - 1);
+    let start = rig.last(&domain).as_u64() & !(rig.page() - 1);
     map(&domain, start, &buffer, Prot::RW)?;
     rig.assert_reaches("edu", Iova::new(start), &buffer, 0, 4000);
     Ok(())

@@ -101,6 +101,9 @@ pub struct QemuQuirks {
     pub smmu_reserved_output_size_is_fatal: bool,
     /// Whether a stage 2 that begins with several tables side by side is walked through the first of them only.
     pub smmu_finds_only_the_first_of_concatenated_tables: bool,
+    /// The stage for which nothing is recorded of an address that is too wide: more than 48 bits for stage 1, more
+    /// than an output address has for stage 2. It is refused all the same.
+    pub smmu_loses_wide_addresses_of: Option<Stage>,
     /// Whether GBPA can make a unit that is off abort what passes it; elsewhere it reads as zero.
     pub smmu_has_global_abort: bool,
 }
@@ -134,6 +137,7 @@ impl QemuQuirks {
             smmu_aarch32_stage_2_is_fatal: !before_10,
             smmu_reserved_output_size_is_fatal: !before_10,
             smmu_finds_only_the_first_of_concatenated_tables: true,
+            smmu_loses_wide_addresses_of: Some(if before_10 { Stage::First } else { Stage::Second }),
             smmu_has_global_abort: !before_10,
         }
     }
