@@ -7,24 +7,25 @@
 //!
 //! makes a PC with a VT-d unit and a device called `edu`, all of it in this process, and programs the
 //! unit as a kernel would. With `-- --qemu` it is a PC in QEMU, programmed from here as a kernel would
-//! from inside: the story is the same. The exit status is not zero if anything is not as told.
+//! from inside; with `-- --arch smmuv3 --qemu` an Arm machine: the story is the same. The exit status is
+//! not zero if anything is not as told.
 
 use std::error::Error;
 use std::process::ExitCode;
 
-use iommu::arch::vtd;
+use iommu::arch::{smmuv3, vtd};
 use iommu::device::Trust;
 use iommu::ops::InterruptKind;
 use iommu::{Iommu, Iova, IovaRange, Policy, Prot};
-use iommu_harness::{Access, DmaOutcome, Machine, ModelX86, QemuX86, VtdOptions, X86Options};
+use iommu_harness::{
+    Access, ArmOptions, DmaOutcome, Machine, ModelX86, QemuArm, QemuX86, SmmuOptions, VtdOptions, X86Options,
+};
+
+const USAGE: &str = "usage: protect [--qemu], protect --arch vtd [--qemu], protect --arch smmuv3 --qemu";
 
 fn main() -> ExitCode {
-    let flags: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(unknown) = flags.iter().find(|flag| *flag != "--qemu") {
-        eprintln!("unknown argument {unknown}; usage: protect [--qemu]");
-        return ExitCode::FAILURE;
-    }
-    match if flags.is_empty() { model() } else { qemu() }.and_then(|machine| story(&*machine)) {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match machine(&arguments).and_then(|machine| story(&*machine)) {
         Ok(()) => {
             println!("\nEverything was as told.");
             ExitCode::SUCCESS
@@ -36,16 +37,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn options() -> X86Options {
-    X86Options::new().vtd(VtdOptions::default()).edu("edu")
-}
-
-fn model() -> Result<Box<dyn Machine>, Box<dyn Error>> {
-    Ok(Box::new(ModelX86::start(&options())?))
-}
-
-fn qemu() -> Result<Box<dyn Machine>, Box<dyn Error>> {
-    Ok(Box::new(QemuX86::start(&options())?))
+/// The machine that the arguments name.
+fn machine(arguments: &[String]) -> Result<Box<dyn Machine>, Box<dyn Error>> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let x86 = X86Options::new().vtd(VtdOptions::default()).edu("edu");
+    Ok(match words[..] {
+        [] | ["--arch", "vtd"] => Box::new(ModelX86::start(&x86)?),
+        ["--qemu"] | ["--arch", "vtd", "--qemu"] => Box::new(QemuX86::start(&x86)?),
+        ["--arch", "smmuv3", "--qemu"] => {
+            Box::new(QemuArm::start(&ArmOptions::new().smmu(SmmuOptions::default()).edu("edu"))?)
+        }
+        _ => return Err(USAGE.into()),
+    })
 }
 
 fn story(machine: &dyn Machine) -> Result<(), Box<dyn Error>> {
@@ -55,7 +58,10 @@ fn story(machine: &dyn Machine) -> Result<(), Box<dyn Error>> {
 
     chapter("Boot: firmware tables, units, devices, enable");
     let iommu = Iommu::new(machine.platform().clone(), Policy::default())?;
-    vtd::init(&iommu, &machine.acpi_table(b"DMAR")?)?;
+    match machine.acpi_table(b"DMAR") {
+        Ok(dmar) => vtd::init(&iommu, &dmar)?,
+        Err(_) => smmuv3::init(&iommu, &machine.acpi_table(b"IORT")?).map(drop)?,
+    }
     for unit in iommu.units() {
         println!("The firmware names a {unit:?}.");
     }
