@@ -197,8 +197,29 @@ pub enum Command {
         /** Leaf. */
         leaf: Leaf,
     },
-    /// CMD_TLBI_EL2_ALL (4.4.2.5).
+    /// CMD_TLBI_EL2_ALL (4.4.2.7).
     TlbEl2All,
+    /// CMD_TLBI_EL2_VA (4.4.2.8).
+    TlbEl2Va {
+        /** ASID; ignored without CR2.E2H. */
+        asid: Asid,
+        /** Addresses. */
+        range: TlbRange,
+        /** Leaf. */
+        leaf: Leaf,
+    },
+    /// CMD_TLBI_EL2_VAA (4.4.2.9).
+    TlbEl2Vaa {
+        /** Addresses. */
+        range: TlbRange,
+        /** Leaf. */
+        leaf: Leaf,
+    },
+    /// CMD_TLBI_EL2_ASID (4.4.2.10).
+    TlbEl2Asid {
+        /** ASID. */
+        asid: Asid,
+    },
     /// CMD_TLBI_S2_IPA (4.4.3.1).
     TlbS2Ipa {
         /** VMID. */
@@ -282,6 +303,12 @@ pub mod opcode {
     pub const TLBI_NH_VAA: u8 = 0x13;
     /// CMD_TLBI_EL2_ALL.
     pub const TLBI_EL2_ALL: u8 = 0x20;
+    /// CMD_TLBI_EL2_ASID.
+    pub const TLBI_EL2_ASID: u8 = 0x21;
+    /// CMD_TLBI_EL2_VA.
+    pub const TLBI_EL2_VA: u8 = 0x22;
+    /// CMD_TLBI_EL2_VAA.
+    pub const TLBI_EL2_VAA: u8 = 0x23;
     /// CMD_TLBI_S12_VMALL.
     pub const TLBI_S12_VMALL: u8 = 0x28;
     /// CMD_TLBI_S2_IPA.
@@ -314,8 +341,8 @@ impl Command {
     pub const fn encode(self) -> [u64; COMMAND_WORDS] {
         use opcode::{
             ATC_INV, CFGI_CD, CFGI_CD_ALL, CFGI_STE, CFGI_STE_RANGE, PREFETCH_ADDR, PREFETCH_CONFIG, PRI_RESP, RESUME,
-            STALL_TERM, SYNC, TLBI_EL2_ALL, TLBI_NH_ALL, TLBI_NH_ASID, TLBI_NH_VA, TLBI_NH_VAA, TLBI_NSNH_ALL,
-            TLBI_S2_IPA, TLBI_S12_VMALL,
+            STALL_TERM, SYNC, TLBI_EL2_ALL, TLBI_EL2_ASID, TLBI_EL2_VA, TLBI_EL2_VAA, TLBI_NH_ALL, TLBI_NH_ASID,
+            TLBI_NH_VA, TLBI_NH_VAA, TLBI_NSNH_ALL, TLBI_S2_IPA, TLBI_S12_VMALL,
         };
         match self {
             Self::PrefetchConfig { stream, substream } => [substreamed(PREFETCH_CONFIG, stream, substream), 0],
@@ -334,6 +361,9 @@ impl Command {
             Self::TlbNhVaa { vmid, range, leaf } => ranged(tagged(TLBI_NH_VAA, vmid, Asid(0)), range, leaf),
             Self::TlbNhVa { vmid, asid, range, leaf } => ranged(tagged(TLBI_NH_VA, vmid, asid), range, leaf),
             Self::TlbEl2All => [TLBI_EL2_ALL as u64, 0],
+            Self::TlbEl2Va { asid, range, leaf } => ranged(tagged(TLBI_EL2_VA, Vmid(0), asid), range, leaf),
+            Self::TlbEl2Vaa { range, leaf } => ranged(tagged(TLBI_EL2_VAA, Vmid(0), Asid(0)), range, leaf),
+            Self::TlbEl2Asid { asid } => [tagged(TLBI_EL2_ASID, Vmid(0), asid), 0],
             Self::TlbS2Ipa { vmid, range, leaf } => ranged(tagged(TLBI_S2_IPA, vmid, Asid(0)), range, leaf),
             Self::TlbS12Vmall { vmid } => [tagged(TLBI_S12_VMALL, vmid, Asid(0)), 0],
             Self::TlbNsnhAll => [TLBI_NSNH_ALL as u64, 0],
@@ -398,6 +428,9 @@ impl Command {
             opcode::TLBI_NH_VA => Self::TlbNhVa { vmid, asid, range, leaf },
             opcode::TLBI_NH_VAA => Self::TlbNhVaa { vmid, range, leaf },
             opcode::TLBI_EL2_ALL => Self::TlbEl2All,
+            opcode::TLBI_EL2_VA => Self::TlbEl2Va { asid, range, leaf },
+            opcode::TLBI_EL2_VAA => Self::TlbEl2Vaa { range, leaf },
+            opcode::TLBI_EL2_ASID => Self::TlbEl2Asid { asid },
             opcode::TLBI_S12_VMALL => Self::TlbS12Vmall { vmid },
             opcode::TLBI_S2_IPA => Self::TlbS2Ipa { vmid, range, leaf },
             opcode::TLBI_NSNH_ALL => Self::TlbNsnhAll,

@@ -65,10 +65,10 @@ bitflags! {
     /// Single bits of SMMU_IDR3 (6.3.4).
     #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
     pub struct Idr3: u32 {
-        /// Responses to page requests that the unit makes itself have their SubstreamID (PPS).
-        const PPS = 1 << 3;
         /// Hierarchical attributes can be disabled.
         const HAD = 1 << 2;
+        /// Responses to page requests that the unit makes itself have their SubstreamID.
+        const PPS = 1 << 5;
         /// Execute-never bits of stage 2 tell privileged from unprivileged.
         const XNX = 1 << 4;
         /// Stage 2 can force write-back.
