@@ -27,7 +27,10 @@ pub(super) fn judge(id: &Identification, words: [u64; COMMAND_WORDS]) -> Result<
         Command::ConfigCd { .. } | Command::ConfigCdAll { .. } => stage1,
         Command::TlbNhAll { .. } | Command::TlbNhAsid { .. } => stage1,
         Command::TlbNhVa { range, .. } | Command::TlbNhVaa { range, .. } => stage1 && is_range(id, range),
-        Command::TlbEl2All => stage1 && idr0.contains(Idr0::HYP),
+        Command::TlbEl2All | Command::TlbEl2Asid { .. } => stage1 && idr0.contains(Idr0::HYP),
+        Command::TlbEl2Va { range, .. } | Command::TlbEl2Vaa { range, .. } => {
+            stage1 && idr0.contains(Idr0::HYP) && is_range(id, range)
+        }
         Command::TlbS2Ipa { range, .. } => stage2 && is_range(id, range),
         Command::TlbS12Vmall { .. } => stage2,
         // Size, bits 5:0.
@@ -60,22 +63,36 @@ pub(super) fn judge(id: &Identification, words: [u64; COMMAND_WORDS]) -> Result<
             | Command::Sync { completion: Completion::None | Completion::Event }
     );
     let reserved = !ignores && command.encode() != words;
-    if valid && !secure && !reserved { Ok(command) } else { Err(Illegal) }
+    if valid && !secure && !reserved { Ok(with_effective_ttl(id, command)) } else { Err(Illegal) }
 }
 
 /// Whether the fields of a range fit together (4.4.1.1).
 fn is_range(id: &Identification, range: TlbRange) -> bool {
     match range.granule {
         None => range.ttl == 0 && range.num == 0 && range.scale == 0,
-        Some(_) => id.idr3().contains(Idr3::RIL) && (range.num != 0 || range.scale != 0 || effective_ttl(range) != 0),
+        Some(_) => {
+            id.idr3().contains(Idr3::RIL) && (range.num != 0 || range.scale != 0 || effective_ttl(id, range) != 0)
+        }
     }
 }
 
 /// TTL; that of a level that has no leaves is treated as 0.
-pub(super) const fn effective_ttl(range: TlbRange) -> u8 {
+fn effective_ttl(id: &Identification, range: TlbRange) -> u8 {
     match (range.granule, range.ttl) {
-        (Some(Granule::Size16K), 1) => 0,
+        (Some(Granule::Size16K), 1) if !id.has_wide_small_granules() => 0,
         (_, ttl) => ttl,
+    }
+}
+
+fn with_effective_ttl(id: &Identification, command: Command) -> Command {
+    let cut = |range| TlbRange { ttl: effective_ttl(id, range), ..range };
+    match command {
+        Command::TlbNhVa { vmid, asid, range, leaf } => Command::TlbNhVa { vmid, asid, range: cut(range), leaf },
+        Command::TlbNhVaa { vmid, range, leaf } => Command::TlbNhVaa { vmid, range: cut(range), leaf },
+        Command::TlbEl2Va { asid, range, leaf } => Command::TlbEl2Va { asid, range: cut(range), leaf },
+        Command::TlbEl2Vaa { range, leaf } => Command::TlbEl2Vaa { range: cut(range), leaf },
+        Command::TlbS2Ipa { vmid, range, leaf } => Command::TlbS2Ipa { vmid, range: cut(range), leaf },
+        _ => command,
     }
 }
 
@@ -102,6 +119,9 @@ pub(super) fn misuse(id: &Identification, command: Command) -> Misuse {
         Command::TlbNhAll { vmid: of } | Command::TlbS12Vmall { vmid: of } => vmid(of.0),
         Command::TlbNhAsid { vmid: of, asid: number } => vmid(of.0) && asid(number.0),
         Command::TlbNhVa { vmid: of, asid: number, range, .. } => vmid(of.0) && asid(number.0) && is_aligned(range),
+        Command::TlbEl2Va { asid: number, range, .. } => asid(number.0) && is_aligned(range),
+        Command::TlbEl2Asid { asid: number } => asid(number.0),
+        Command::TlbEl2Vaa { range, .. } => is_aligned(range),
         Command::TlbNhVaa { vmid: of, range, .. } | Command::TlbS2Ipa { vmid: of, range, .. } => {
             vmid(of.0) && is_aligned(range)
         }
@@ -114,7 +134,7 @@ pub(super) fn misuse(id: &Identification, command: Command) -> Misuse {
 /// unpredictable.
 pub(super) fn is_aligned(range: TlbRange) -> bool {
     let Some(granule) = range.granule else { return true };
-    let below = match effective_ttl(range) {
+    let below = match range.ttl {
         0 => 0,
         ttl => 3_u8.saturating_sub(ttl),
     };

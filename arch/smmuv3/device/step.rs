@@ -6,11 +6,12 @@ use heapless::Vec;
 use super::interrupts::Source;
 use super::queue::{self, PENDING};
 use super::unit::State;
+use super::walk::StreamWorld;
 use super::{DeviceAnswer, Host, Interrupt, Line, SmmuDevice};
 use crate::addr::PhysAddr;
 use crate::arch::smmuv3::layout::commands::{COMMAND_BYTES, Command, Completion};
 use crate::arch::smmuv3::layout::identification::Idr0;
-use crate::arch::smmuv3::layout::registers::{CommandError, Cr0, Gerror, IrqCtrl};
+use crate::arch::smmuv3::layout::registers::{CommandError, Cr0, Cr2, Gerror, IrqCtrl};
 use crate::bus::{Chooser, Snoop, Unreachable};
 use crate::ops::Msi;
 use crate::platform::Platform;
@@ -225,7 +226,9 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
     fn invalidate(&self, command: Command) {
         let precision = self.chooser.precision();
         let mut state = self.state.lock(&self.platform);
-        if state.caches.invalidate(command, precision) {
+        let e2h = Cr2::from_bits_truncate(state.registers.cr2).contains(Cr2::E2H);
+        let hypervisor = if e2h { StreamWorld::NsEl2E2h } else { StreamWorld::NsEl2 };
+        if state.caches.invalidate(command, precision, hypervisor) {
             state.epoch = state.epoch.wrapping_add(1);
         }
     }

@@ -2,12 +2,12 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 use super::cache::Caches;
+use super::config::identification;
 use super::events::Events;
 use super::output::Writers;
 use super::queue::Pending;
 use super::registers::{Misuse, RegisterFile, is_register, is_wide};
 use super::stalls::Stalls;
-use super::walk::supported;
 use super::{DeviceConfig, Host};
 use crate::bus::{Chooser, InOrder};
 use crate::error::{Error, InvalidReason, Result};
@@ -104,7 +104,7 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
     /// # Errors
     /// As for [`new`](SmmuDevice::new).
     pub fn with_chooser(platform: P, host: H, config: DeviceConfig, chooser: C) -> Result<Self> {
-        let identification = supported(config.identification);
+        let identification = identification(config.identification);
         if config.cache_order > DeviceConfig::MAX_CACHE_ORDER || identification.output_bits().is_none() {
             return Err(Error::Invalid(InvalidReason::Configuration));
         }

@@ -23,6 +23,7 @@ pub(super) use tlb::VaLine;
 use configuration::Configuration;
 use tlb::Tlb;
 
+use super::walk::StreamWorld;
 use crate::arch::smmuv3::layout::commands::Command;
 use crate::bus::Precision;
 use crate::error::Result;
@@ -44,7 +45,8 @@ impl<P: Platform> Caches<P> {
     }
 
     /// Drops what a command names, or all that its kind reaches. Whether it was one of those that do.
-    pub(super) fn invalidate(&mut self, command: Command, precision: Precision) -> bool {
+    /// `hypervisor` is the stream world of hypervisors by CR2.E2H.
+    pub(super) fn invalidate(&mut self, command: Command, precision: Precision, hypervisor: StreamWorld) -> bool {
         match command {
             Command::ConfigSte { .. }
             | Command::ConfigSteRange { .. }
@@ -59,11 +61,14 @@ impl<P: Platform> Caches<P> {
             | Command::TlbNhVaa { .. }
             | Command::TlbNhVa { .. }
             | Command::TlbEl2All
+            | Command::TlbEl2Va { .. }
+            | Command::TlbEl2Vaa { .. }
+            | Command::TlbEl2Asid { .. }
             | Command::TlbS2Ipa { .. }
             | Command::TlbS12Vmall { .. }
             | Command::TlbNsnhAll => match precision {
                 Precision::Coarse => self.tlb.clear(),
-                Precision::Exact => self.tlb.invalidate(command),
+                Precision::Exact => self.tlb.invalidate(command, hypervisor),
             },
             _ => return false,
         }

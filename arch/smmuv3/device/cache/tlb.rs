@@ -1,7 +1,7 @@
 //! Translations, and tables on the way to them (SMMU 3.17, 4.4).
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-use crate::arch::smmuv3::device::queue::{effective_ttl, is_aligned};
+use crate::arch::smmuv3::device::queue::is_aligned;
 use crate::arch::smmuv3::device::walk::{Leaf, Scope, Stage, StreamWorld, Structure, Tags};
 use crate::arch::smmuv3::layout::commands::{Command, Leaf as Levels, TlbRange};
 use crate::arch::smmuv3::layout::{Asid, Granule, Vmid};
@@ -89,7 +89,7 @@ impl TableLine {
     /// Whether the descriptor of this table is one that an invalidation of all levels names: those above
     /// the level of TTL (4.4.1.1).
     fn is_at(&self, range: TlbRange) -> bool {
-        let above = match effective_ttl(range) {
+        let above = match range.ttl {
             0 => true,
             ttl => i16::from(self.structure.level) <= i16::from(ttl),
         };
@@ -219,8 +219,10 @@ impl<P: Platform> Tlb<P> {
         self.tables.insert(hash(tags.vmid, base, structure.block_bits), line, is);
     }
 
-    /// CMD_TLBI_*.
-    pub(super) fn invalidate(&mut self, command: Command) {
+    /// CMD_TLBI_*. `hypervisor` is the stream world of hypervisors by CR2.E2H.
+    pub(super) fn invalidate(&mut self, command: Command, hypervisor: StreamWorld) {
+        // Without E2H there are no ASIDs (4.4.2.8).
+        let matches = |tags: &Tags, asid| hypervisor == StreamWorld::NsEl2 || tags.asid == Some(asid);
         let el1 = |tags: &Tags| tags.world == StreamWorld::NsEl1;
         match command {
             Command::TlbNhAll { vmid } => {
@@ -264,6 +266,27 @@ impl<P: Platform> Tlb<P> {
                 self.addresses.remove(|line| !el1(&line.tags));
                 self.tables.remove(|line| !el1(&line.tags));
             }
+            Command::TlbEl2Va { asid, range, leaf } => {
+                self.addresses.remove(|line| {
+                    let named = matches(&line.tags, asid) || line.first.scope == Scope::Global;
+                    line.tags.world == hypervisor && named && line.is_at(range)
+                });
+                if leaf == Levels::AllLevels {
+                    self.tables
+                        .remove(|line| line.tags.world == hypervisor && matches(&line.tags, asid) && line.is_at(range));
+                }
+            }
+            Command::TlbEl2Vaa { range, leaf } => {
+                self.addresses.remove(|line| line.tags.world == hypervisor && line.is_at(range));
+                if leaf == Levels::AllLevels {
+                    self.tables.remove(|line| line.tags.world == hypervisor && line.is_at(range));
+                }
+            }
+            Command::TlbEl2Asid { asid } => {
+                let world = StreamWorld::NsEl2E2h;
+                self.addresses.remove(|line| line.tags.world == world && line.has(asid));
+                self.tables.remove(|line| line.tags.world == world && line.tags.asid == Some(asid));
+            }
             Command::TlbNsnhAll => {
                 self.addresses.remove(|line| el1(&line.tags));
                 self.intermediates.remove(|_| true);
@@ -282,7 +305,7 @@ impl<P: Platform> Tlb<P> {
 
 /// Whether a translation is one that an invalidation by address names.
 fn is_leaf_at(base: u64, bits: u8, leaf: &Leaf, range: TlbRange) -> bool {
-    let level = match effective_ttl(range) {
+    let level = match range.ttl {
         0 => true,
         ttl => i16::from(leaf.level) == i16::from(ttl),
     };

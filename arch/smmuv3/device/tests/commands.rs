@@ -132,10 +132,11 @@ fn commands_that_are_illegal() {
         config.identification.idr3 &= !idr3;
         config
     };
-    let cases: [(DeviceConfig, [u64; 2], &str); 18] = [
+    let cases: [(DeviceConfig, [u64; 2], &str); 19] = [
         (DeviceConfig::default(), [0x00, 0], "no opcode"),
         (DeviceConfig::default(), [0x07, 0], "CMD_CFGI_VMS_PIDM without MPAM"),
-        (DeviceConfig::default(), [0x20, 0], "EL2 without Hyp"),
+        (without(1 << 9, 0), [0x20, 0], "EL2 without Hyp"),
+        (without(1 << 9, 0), [0x22, 0], "EL2 without Hyp"),
         (DeviceConfig::default(), [1 << 10 | 0x03, 1], "SSec"),
         (DeviceConfig::default(), [1 << 20 | 0x03, 1], "a reserved bit"),
         (DeviceConfig::default(), [0x46 | 3 << 12, 0], "CS 3"),

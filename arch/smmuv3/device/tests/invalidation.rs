@@ -1,15 +1,17 @@
 //! What is kept of translations, and what drops it (SMMU 3.17, 4.4).
 
 use super::{
-    PAGE, S1_PAGE, S2_PAGE, STAGE1, STAGE2, STREAM, Unit, aborted, cd, execute, leaf, put_cd, put_ste, read, stage1,
-    stage2, submit, translating, write,
+    PAGE, S1_PAGE, S2_PAGE, STAGE1, STAGE2, STREAM, Unit, aborted, cd, execute, leaf, put_cd, put_ste, read, settle,
+    stage1, stage2, submit, translating, write,
 };
 use crate::addr::PhysAddr;
 use crate::arch::smmuv3::device::{Access, DeviceConfig, InOrder, Request, Step};
 use crate::arch::smmuv3::layout::commands::{Command, Leaf, TlbRange};
 use crate::arch::smmuv3::layout::events::EventKind;
+use crate::arch::smmuv3::layout::registers::offset;
 use crate::arch::smmuv3::layout::stream_table::Stage2;
 use crate::arch::smmuv3::layout::{Asid, Granule, Ste, StreamId, Vmid};
+use crate::platform::Registers;
 
 const V: Vmid = Vmid(5);
 const A: Asid = Asid(7);
@@ -256,4 +258,37 @@ fn a_run_of_pages_is_one_translation() {
     assert_eq!(read(&unit, 0x81_f123), Ok(0x92_f123));
     execute(&unit, va(A, TlbRange::page(0x81_8000), Leaf::Only));
     assert_eq!(read(&unit, 0x81_3000), Err(aborted(FAULT)));
+}
+
+#[test]
+fn translations_of_hypervisors() {
+    let el2va = |asid, range, leaf| Command::TlbEl2Va { asid, range, leaf };
+    for (command, without_e2h, with_e2h) in [
+        (Command::TlbEl2All, true, true),
+        (el2va(A, page(), Leaf::Only), true, true),
+        (el2va(Asid(8), page(), Leaf::Only), true, false),
+        (el2va(A, TlbRange::page(PAGE + 0x1000), Leaf::AllLevels), false, false),
+        (Command::TlbEl2Vaa { range: page(), leaf: Leaf::Only }, true, true),
+        (Command::TlbEl2Asid { asid: A }, false, true),
+        (Command::TlbEl2Asid { asid: Asid(8) }, false, false),
+        (Command::TlbNsnhAll, false, false),
+        (Command::TlbNhAll { vmid: V }, false, false),
+        (Command::TlbNhVaa { vmid: Vmid(0), range: page(), leaf: Leaf::AllLevels }, false, false),
+    ] {
+        for (e2h, expected) in [(0, without_e2h), (1, with_e2h)] {
+            let mut ste = stage1();
+            ste.words[1] |= 2 << 30; // STRW
+            let unit = unit(ste);
+            unit.write32(offset::CR0, 0b1100);
+            settle(&unit);
+            unit.write32(offset::CR2, 1 << 1 | e2h);
+            unit.write32(offset::CR0, 0b1101);
+            settle(&unit);
+            assert_eq!(read(&unit, PAGE), Ok(0x90_0000));
+            unit.host().put(leaf(STAGE1, PAGE), 0);
+            assert_eq!(read(&unit, PAGE), Ok(0x90_0000));
+            execute(&unit, command);
+            assert_eq!(read(&unit, PAGE).is_err(), expected, "{command:?}, E2H {e2h}");
+        }
+    }
 }
