@@ -7,6 +7,7 @@
 //! Units in software share who decides what a specification leaves open ([`Chooser`]), what they cache
 //! in, and the words for their accesses to memory.
 
+#[allow(dead_code, unused_imports)] // Without a backend nobody uses it.
 pub(crate) mod cache;
 mod chooser;
 mod memory;

@@ -28,8 +28,9 @@ fn a_sync_is_consumed_when_it_is_complete() {
     assert_eq!(unit.read32(offset::CMDQ_CONS), 1);
     assert_eq!(unit.step(), Step::Executed(Command::ConfigAll));
     assert_eq!(unit.step(), Step::Fetched(Command::Sync { completion: Completion::None }));
-    assert_eq!(unit.read32(offset::CMDQ_CONS), 1);
+    assert_eq!((unit.read32(offset::CMDQ_CONS), *unit.host().drains.lock().unwrap()), (1, 0));
     assert_eq!(unit.step(), Step::Completed(Completion::None));
+    assert_eq!(*unit.host().drains.lock().unwrap(), 1, "what was translated before is through");
     assert_eq!((unit.read32(offset::CMDQ_CONS), unit.step()), (2, Step::Idle));
     assert!(unit.host().interrupts().is_empty());
 }

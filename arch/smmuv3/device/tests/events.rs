@@ -9,6 +9,7 @@ use crate::arch::smmuv3::device::{Access, DeviceConfig, InOrder, Interrupt, Line
 use crate::arch::smmuv3::layout::events::{EventKind, FaultClass};
 use crate::arch::smmuv3::layout::registers::{Gerror, QueueBase, offset};
 use crate::arch::smmuv3::layout::{Cd, Ste, StreamId};
+use crate::ops::Msi;
 use crate::platform::Registers;
 
 const MISSING: u64 = PAGE + 0x1234;
@@ -139,4 +140,48 @@ fn a_table_that_is_not_there() {
     assert_eq!((event.stream, event.second_address, event.class), (STREAM, HOLE + 4 * 8, FaultClass::TranslationTable));
     let unit = running(DeviceConfig::default(), InOrder);
     assert_eq!(read(&unit, PAGE), Err(aborted(EventKind::C_BAD_STE)));
+}
+
+#[test]
+fn events_are_told_by_message() {
+    let unit = translating(stage1(), DeviceConfig::default(), InOrder);
+    unit.write32(offset::IRQ_CTRL, 0);
+    settle(&unit);
+    unit.write64(offset::EVENTQ_IRQ_CFG0, 0x8090_0040);
+    unit.write32(offset::EVENTQ_IRQ_CFG1, 0x77);
+    // What happened while it was off is not told later.
+    assert!(read(&unit, MISSING).is_err());
+    unit.write32(offset::IRQ_CTRL, 0b101);
+    settle(&unit);
+    assert!(unit.host().interrupts().is_empty());
+    assert_eq!(events(&unit).len(), 1);
+    assert!(read(&unit, MISSING).is_err());
+    settle(&unit);
+    // Nothing is there.
+    assert_eq!(unit.read32(offset::GERROR), Gerror::MSI_EVENTQ_ABT_ERR.bits());
+    assert_eq!(unit.host().interrupts(), [Interrupt::Wired(Line::GlobalErrors)]);
+    assert_eq!(events(&unit).len(), 1);
+    unit.write32(offset::IRQ_CTRL, 0b001);
+    settle(&unit);
+    unit.write64(offset::EVENTQ_IRQ_CFG0, 0x809_0040);
+    unit.write32(offset::IRQ_CTRL, 0b101);
+    settle(&unit);
+    assert!(read(&unit, MISSING).is_err());
+    settle(&unit);
+    let message = Msi { address: PhysAddr::new(0x809_0040), data: 0x77 };
+    assert_eq!(unit.host().interrupts(), [Interrupt::Message(message)]);
+}
+
+#[test]
+fn an_error_that_cannot_be_told() {
+    let unit = translating(stage1(), DeviceConfig::default(), InOrder);
+    unit.write32(offset::IRQ_CTRL, 0);
+    settle(&unit);
+    unit.write64(offset::GERROR_IRQ_CFG0, HOLE);
+    unit.write32(offset::IRQ_CTRL, 1);
+    settle(&unit);
+    super::submit(&unit, [0xff, 0]);
+    settle(&unit);
+    // MSI_GERROR_ABT_ERR, of which no message tells.
+    assert_eq!(unit.read32(offset::GERROR), 1 << 7 | 1);
 }

@@ -44,7 +44,6 @@ type Trap = Box<dyn FnOnce() + Send>;
 /// Memory of 64-bit words, all 0 at first, and what else the unit reaches.
 #[derive(Default)]
 struct Machine {
-    /// Called once, when the word at this address was read, before its value is used.
     trap: Mutex<Option<(u64, Trap)>>,
     memory: Mutex<BTreeMap<u64, u64>>,
     interrupts: Mutex<Vec<Interrupt>>,
@@ -53,6 +52,7 @@ struct Machine {
     deaf: Mutex<bool>,
     responses: Mutex<Vec<(StreamId, Option<u32>, u16, PageResponse)>>,
     resumed: Mutex<Vec<(u16, Resume)>>,
+    drains: Mutex<usize>,
 }
 
 impl Machine {
@@ -62,6 +62,19 @@ impl Machine {
 
     fn get(&self, address: u64) -> u64 {
         self.memory.lock().unwrap().get(&address).copied().unwrap_or(0)
+    }
+
+    /// Calls `trap` once, when the word at `address` was read, before its value is used, or before it is
+    /// written.
+    fn trap(&self, address: u64, trap: impl FnOnce() + Send + 'static) {
+        *self.trap.lock().unwrap() = Some((address, Box::new(trap)));
+    }
+
+    fn spring(&self, address: PhysAddr) {
+        let trap = self.trap.lock().unwrap().take_if(|trap| trap.0 == address.as_u64());
+        if let Some((_, trap)) = trap {
+            trap();
+        }
     }
 
     fn interrupts(&self) -> Vec<Interrupt> {
@@ -76,10 +89,7 @@ impl Host for Machine {
             return Err(Unreachable);
         }
         let word = self.get(address.as_u64());
-        let trap = self.trap.lock().unwrap().take_if(|trap| trap.0 == address.as_u64());
-        if let Some((_, trap)) = trap {
-            trap();
-        }
+        self.spring(address);
         Ok(word)
     }
 
@@ -88,6 +98,7 @@ impl Host for Machine {
         if address.as_u64() >= HOLE {
             return Err(Unreachable);
         }
+        self.spring(address);
         self.put(address.as_u64(), value);
         Ok(())
     }
@@ -117,6 +128,10 @@ impl Host for Machine {
 
     fn respond(&self, stream: StreamId, substream: Option<u32>, group: u16, response: PageResponse) {
         self.responses.lock().unwrap().push((stream, substream, group, response));
+    }
+
+    fn drain(&self) {
+        *self.drains.lock().unwrap() += 1;
     }
 
     fn resume(&self, tag: u16, action: Resume) {

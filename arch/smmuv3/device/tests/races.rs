@@ -1,24 +1,27 @@
 //! An invalidation that completes while a request is translated: what the request read before is not cached.
 
 extern crate std;
-use std::boxed::Box;
 use std::sync::Arc;
 
-use super::{CDS, PAGE, S1_PAGE, STAGE1, STREAM, STREAMS, Unit, cd, execute, leaf, put_all, read, stage1, translating};
+use super::{
+    CDS, EVENTS, PAGE, S1_PAGE, STAGE1, STREAM, STREAMS, Unit, cd, execute, leaf, put_all, read, settle, stage1,
+    submit, sync, translating,
+};
 use crate::arch::smmuv3::device::{DeviceConfig, InOrder};
 use crate::arch::smmuv3::layout::Asid;
 use crate::arch::smmuv3::layout::commands::{Command, Leaf, TlbRange};
+use crate::arch::smmuv3::layout::registers::offset;
 use crate::arch::smmuv3::layout::{Ste, Vmid};
+use crate::platform::Registers;
 
 /// While the word at `address` is being read, software changes words and invalidates.
 fn change_while_read(unit: &Arc<Unit>, address: u64, at: u64, words: &'static [u64], command: Command) {
     let weak = Arc::downgrade(unit);
-    let trap = Box::new(move || {
+    unit.host().trap(address, move || {
         let unit = weak.upgrade().unwrap();
         put_all(&unit, at, words);
         execute(&unit, command);
     });
-    *unit.host().trap.lock().unwrap() = Some((address, trap));
 }
 
 fn unit() -> Arc<Unit> {
@@ -65,4 +68,25 @@ fn context_descriptors() {
     let _ = read(&unit, PAGE);
     assert!(read(&unit, PAGE).is_err());
     put_all(&unit, CDS, &cd().words);
+}
+
+#[test]
+fn a_record_is_published_when_it_is_written() {
+    let unit = unit();
+    let weak = Arc::downgrade(&unit);
+    unit.host().trap(EVENTS + 24, move || {
+        let unit = weak.upgrade().unwrap();
+        assert_eq!(unit.read32(offset::EVENTQ_PROD), 0);
+        // Another one, which is written before: it waits for this one.
+        assert!(read(&unit, PAGE + 0x2000).is_err());
+        assert_eq!(unit.read32(offset::EVENTQ_PROD), 0);
+        // And so does a CMD_SYNC.
+        submit(&unit, sync());
+        unit.run();
+        assert_eq!(unit.read32(offset::CMDQ_CONS), 0);
+    });
+    assert!(read(&unit, PAGE + 0x1000).is_err());
+    assert_eq!(unit.read32(offset::EVENTQ_PROD), 2);
+    settle(&unit);
+    assert_eq!(unit.read32(offset::CMDQ_CONS), 1);
 }

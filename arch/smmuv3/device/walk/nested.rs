@@ -70,8 +70,8 @@ impl Translation {
 /// Reads at most 35 descriptors.
 ///
 /// # Errors
-/// F_ADDR_SIZE where stage 1 is bypassed; those of [`stage1`](super::stage1::stage1) and
-/// [`stage2`](super::stage2::stage2).
+/// F_ADDR_SIZE where stage 1 is bypassed; those of [`super::stage1::stage1`] and
+/// [`super::stage2::stage2`].
 pub fn translate<H: Host + ?Sized, C: StructureCache + ?Sized>(
     host: &H,
     identification: &Identification,
