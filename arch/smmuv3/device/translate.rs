@@ -344,11 +344,42 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
                 let mut structures = Structures { device: self, view, stream, tags: None, split: None };
                 let ste = walk::stream(&self.host, id, &view.table, stream, &mut structures)?;
                 self.keep(view, |caches| caches.configuration.keep_entry(stream, ste));
+                self.prefetch_entry(view, StreamId(stream.0 ^ 1));
                 ste
             }
         };
         walk::check_ste(id, &ste)?;
         Ok(ste)
+    }
+
+    /// Reads the STE beside one that was asked for: "more data than the required structures" (3.21.3). So
+    /// software must invalidate also one that no request has met.
+    fn prefetch_entry(&self, view: &View, stream: StreamId) {
+        let kept = self.state.lock(&self.platform).caches.configuration.entry(stream, Retention::Keep);
+        if kept.is_none() {
+            let mut structures = Structures { device: self, view, stream, tags: None, split: None };
+            let found = walk::stream(&self.host, &self.config.identification, &view.table, stream, &mut structures);
+            if let Ok(ste) = found {
+                self.keep(view, |caches| caches.configuration.keep_entry(stream, ste));
+            }
+        }
+    }
+
+    /// Reads the CD beside one that was asked for, if the table of this valid STE has it (3.21.3).
+    fn prefetch_descriptor(&self, view: &View, stream: StreamId, ste: &Ste, index: u32) {
+        let id = &self.config.identification;
+        let most = if id.substream_id_bits() == 0 { 0 } else { ste.cd_max() };
+        let beyond = index.checked_shr(u32::from(most)).unwrap_or(0) != 0;
+        let kept = self.state.lock(&self.platform).caches.configuration.context(stream, index, Retention::Keep);
+        if beyond || kept.is_some() {
+            return;
+        }
+        let tags = self.context_of(view, *ste, None).tags(id);
+        let mut structures =
+            Structures { device: self, view, stream, tags: Some(tags), split: ste.cd_format().split() };
+        if let Ok(cd) = walk::context(&self.host, id, ste, index, &mut structures) {
+            self.keep(view, |caches| caches.configuration.keep_context(stream, index, cd));
+        }
     }
 
     /// A valid CD.
@@ -363,6 +394,7 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
                 let mut structures = Structures { device: self, view, stream, tags: Some(tags), split };
                 let cd = walk::context(&self.host, id, ste, index, &mut structures)?;
                 self.keep(view, |caches| caches.configuration.keep_context(stream, index, cd));
+                self.prefetch_descriptor(view, stream, ste, index ^ 1);
                 cd
             }
         };

@@ -167,3 +167,21 @@ fn requests_without_substream_beside_others() {
     assert_eq!(read(&unit, PAGE), Ok(0x90_0000));
     assert_eq!(unit.translate(&of(0)), Err(aborted(EventKind::F_STREAM_DISABLED)));
 }
+
+#[test]
+fn what_lies_beside_is_read_too() {
+    let ste = Ste::stage1(PhysAddr::new(CDS), CdTableFormat::Linear, 1);
+    let unit = translating(ste.with_default_substream(DefaultSubstream::Substream0), DeviceConfig::default(), InOrder);
+    assert_eq!(read(&unit, PAGE), Ok(0x90_0000));
+    // Nothing was ever asked for stream 2, nor for SubstreamID 1.
+    put_ste(&unit, StreamId(2), Ste::bypass());
+    put_cd(&unit, 1, cd());
+    let beside = Request::new(StreamId(2), PAGE, Access::Read);
+    let below = Request { substream: Some(1), ..Request::new(STREAM, PAGE, Access::Read) };
+    assert_eq!(unit.translate(&beside), Err(aborted(EventKind::C_BAD_STE)));
+    assert_eq!(unit.translate(&below), Err(aborted(EventKind::C_BAD_CD)));
+    execute(&unit, Command::ConfigSte { stream: StreamId(2), leaf: Leaf::Only });
+    execute(&unit, Command::ConfigCd { stream: STREAM, substream: 1, leaf: Leaf::Only });
+    assert_eq!(unit.translate(&beside).unwrap().phys, PhysAddr::new(PAGE));
+    assert_eq!(unit.translate(&below).unwrap().phys, PhysAddr::new(0x90_0000));
+}

@@ -202,6 +202,7 @@ fn an_address_space_is_one_for_all_streams() {
     assert_eq!(unit.translate(&other).unwrap().phys, PhysAddr::new(0x90_0000));
     // Another VMID, with stage 1 only: none.
     put_ste(&unit, StreamId(5), stage1().with_vmid(Vmid(6)));
+    execute(&unit, Command::ConfigSte { stream: StreamId(5), leaf: Leaf::Only });
     let other = Request::new(StreamId(5), PAGE, Access::Read);
     assert_eq!(unit.translate(&other), Err(aborted(FAULT)));
 }
