@@ -6,7 +6,8 @@
 //!
 //! There are two kinds: [`ModelX86`], the device half of the crate in this process, as strict as hardware
 //! may be; and [`QemuX86`], hardware that nobody here wrote. Both are made from the same [`X86Options`],
-//! so that a test written for [`Machine`] runs on either. [`QemuArm`] is a machine of the other architecture.
+//! so that a test written for [`Machine`] runs on either. [`ModelArm`] and [`QemuArm`] are the machines of
+//! the other architecture, made from [`ArmOptions`].
 //!
 //! ```
 //! use iommu_harness::{Machine, ModelX86, VtdOptions, X86Options};
@@ -61,7 +62,7 @@ pub use devices::{Access, DmaDevice, DmaOutcome, Workspace};
 pub use error::{Error, Result};
 pub use frames::{FramePool, POISON};
 pub use machine::{Buffer, Machine};
-pub use model::{DeviceTlb, ModelOptions, ModelX86, TlbAnswer, TlbScope};
+pub use model::{ArmModelOptions, DeviceTlb, ModelArm, ModelOptions, ModelX86, TlbAnswer, TlbScope};
 pub use observed::{Adversary, ObservedMemory};
 pub use options::{ArmOptions, Node, SmmuGranule, SmmuOptions, SmmuStages, Topology, VtdOptions, X86Options};
 pub use platform::MachinePlatform;

@@ -64,9 +64,9 @@ struct Function {
 }
 
 impl ConfigSpace {
-    /// A host bridge and the devices of `topology`, as after reset.
-    pub(super) fn new(topology: &[Node]) -> Self {
-        let mut root = vec![Function::new(0, 0x29c0_8086, 0x0600_0000)];
+    /// A host bridge with this device and vendor id, and the devices of `topology`, as after reset.
+    pub(super) fn new(host_bridge: u32, topology: &[Node]) -> Self {
+        let mut root = vec![Function::new(0, host_bridge, 0x0600_0000)];
         root.extend(functions(topology, None));
         Self { root: Mutex::new(root) }
     }

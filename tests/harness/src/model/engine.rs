@@ -57,7 +57,7 @@ impl Port {
                 continue;
             }
             match self.place(at, Access::Write) {
-                Some(phys) => self.system.memory().write(phys, bytes),
+                Some(phys) => self.system.deliver(phys, bytes),
                 None => all = Err(Stopped),
             }
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use iommu::PhysAddr;
-use iommu::arch::vtd::device::Snoop;
+use iommu::bus::Snoop;
 
 use crate::error::Result;
 use crate::ram::GuestRam;
@@ -170,7 +170,7 @@ fn quadword(ram: &GuestRam, phys: PhysAddr) -> Option<&AtomicU64> {
 mod tests {
     use std::sync::Arc;
 
-    use iommu::arch::vtd::device::Snoop;
+    use iommu::bus::Snoop;
     use iommu::{PhysAddr, PhysRange};
 
     use super::{Memory, WriteBuffers};

@@ -1,11 +1,11 @@
 //! The *model*: a machine in this process.
 //!
-//! Guest RAM, configuration space, engines that do what QEMU's engines of the same names do, and the
-//! crate's own device half as VT-d unit. It is deterministic as long as one thread drives it: the unit
+//! Guest RAM, configuration space, engines that do what QEMU's engines of the same names do, and one of
+//! the crate's own device halves as its IOMMU: VT-d, or on Arm an SMMUv3. It is deterministic as long as one thread drives it: the unit
 //! makes its steps while the driver accesses registers or turns in a wait, how many a seed decides.
 //!
-//! It is stricter than QEMU's machine. Where ECAP.C and, for page tables of scalable mode, PWSNP say that
-//! the unit does not snoop, it sees what the driver has cleaned and nothing else; its caches keep what they
+//! It is stricter than QEMU's machine. Where ECAP.C and, for page tables of scalable mode, PWSNP, or on Arm
+//! COHACC say that the unit does not snoop, it sees what the driver has cleaned and nothing else; its caches keep what they
 //! may; with caching mode also what is not present.
 //!
 //! | file | what it holds |
@@ -13,19 +13,25 @@
 //! | `options` | what the unit is able to do |
 //! | `system` | processor, devices and memory put together |
 //! | `unit` | what a unit is to the machine, and the machine to a unit |
-//! | `vtd` | the VT-d unit |
+//! | `vtd`, `smmu` | the VT-d unit, the SMMUv3 |
 //! | `memory` | RAM, and what lies behind the processor's caches |
 //! | `engine` | what does DMA |
 //! | `device_tlb` | the translations that an engine keeps |
 //! | `config_space` | PCI functions |
-//! | `dmar` | the firmware table |
+//! | `dmar`, `iort`, `device_tree` | what firmware tells |
+//! | `arm`, `arm_options` | the Arm machine, and what its unit is able to do |
 
+mod arm;
+mod arm_options;
 mod config_space;
 mod device_tlb;
+mod device_tree;
 mod dmar;
 mod engine;
+mod iort;
 mod memory;
 mod options;
+mod smmu;
 mod system;
 mod unit;
 mod vtd;
@@ -37,12 +43,14 @@ use iommu::PhysAddr;
 use iommu::arch::vtd::layout::{Cap, Ecap};
 use iommu::ops::Msi;
 
+pub use self::arm::ModelArm;
+pub use self::arm_options::ArmModelOptions;
 use self::config_space::ConfigSpace;
 pub use self::device_tlb::{DeviceTlb, TlbAnswer, TlbScope};
 use self::engine::{ModelEdu, ModelLsi, Port};
 use self::memory::{Memory, WriteBuffers};
 pub use self::options::ModelOptions;
-use self::system::System;
+use self::system::{Interrupts, System};
 use self::unit::{Placed, Surroundings};
 use self::vtd::VtdUnit;
 use crate::devices::{DmaDevice, PciEngine};
@@ -56,6 +64,8 @@ use crate::ram::GuestRam;
 use crate::topology::Located;
 use crate::x86::{self, VTD_BASE};
 
+/// Device and vendor id of the host bridge.
+const HOST_BRIDGE: u32 = 0x29c0_8086;
 /// Addresses at which a write of 4 bytes is an interrupt (VT-d 3.15).
 const INTERRUPTS: Range<u64> = 0xfee0_0000..0xfef0_0000;
 /// Registers of the unit: as many as a unit of this model has at most.
@@ -109,8 +119,8 @@ impl ModelX86 {
         let dmar = unit.map(|unit| dmar::dmar(&unit, VTD_BASE));
         let unit = unit.map(|config| VtdUnit::new(config, model.seed_value(), surroundings.clone())).transpose()?;
         let unit = unit.map(|unit| Placed::new(Box::new(unit), VTD_REGISTERS, model.seed_value()));
-        let config = ConfigSpace::new(&options.topology);
-        let system = Arc::new(System::new(config, surroundings, unit, INTERRUPTS));
+        let config = ConfigSpace::new(HOST_BRIDGE, &options.topology);
+        let system = Arc::new(System::new(config, surroundings, unit, Interrupts::Untranslated(INTERRUPTS)));
         let guest = Guest::new(system.clone(), ram, &layout, &options.topology, &|engine, found, pool| {
             start_engine(&system, engine, found, pool)
         })?;

@@ -20,8 +20,16 @@ pub(super) struct System {
     config: ConfigSpace,
     surroundings: Arc<Surroundings>,
     unit: Option<Placed>,
-    /// Addresses at which a device's write of 4 bytes is an interrupt, whatever the unit does.
-    interrupts: Range<u64>,
+    interrupts: Interrupts,
+}
+
+/// Addresses at which a device's write of 4 bytes is an interrupt.
+#[derive(Clone, Debug)]
+pub(super) enum Interrupts {
+    /// Whatever the unit does: it does not translate them.
+    Untranslated(Range<u64>),
+    /// Where the unit leads there.
+    Translated(Range<u64>),
 }
 
 impl System {
@@ -29,7 +37,7 @@ impl System {
         config: ConfigSpace,
         surroundings: Arc<Surroundings>,
         unit: Option<Placed>,
-        interrupts: Range<u64>,
+        interrupts: Interrupts,
     ) -> Self {
         Self { config, surroundings, unit, interrupts }
     }
@@ -46,15 +54,26 @@ impl System {
         &self.surroundings.memory
     }
 
-    /// Whether a write of a device is an interrupt, and not for memory at all.
+    /// Whether a write of a device is an interrupt, and not for the unit at all.
     pub(super) fn take_message(&self, port: &Port, address: u64, bytes: &[u8]) -> bool {
-        let data = <[u8; 4]>::try_from(bytes).ok();
-        let data = data.filter(|_| self.interrupts.contains(&address) && address.is_multiple_of(4));
-        if let Some(data) = data.filter(|_| port.is_master()) {
-            let message = Msi { address: PhysAddr::new(address), data: u32::from_le_bytes(data) };
+        let Interrupts::Untranslated(interrupts) = &self.interrupts else { return false };
+        let message = message(interrupts, address, bytes);
+        if let Some(message) = message.filter(|_| port.is_master()) {
             self.surroundings.messages().push(message);
         }
-        data.is_some()
+        message.is_some()
+    }
+
+    /// A write of a device arrives behind the unit.
+    pub(super) fn deliver(&self, phys: PhysAddr, bytes: &[u8]) {
+        let message = match &self.interrupts {
+            Interrupts::Translated(interrupts) => message(interrupts, phys.as_u64(), bytes),
+            Interrupts::Untranslated(_) => None,
+        };
+        match message {
+            Some(message) => self.surroundings.messages().push(message),
+            None => self.memory().write(phys, bytes),
+        }
     }
 
     /// What the unit answers; without one, addresses are physical.
@@ -73,6 +92,13 @@ impl System {
         let unit = self.unit.as_ref()?;
         Some((unit, unit.offset(address)?))
     }
+}
+
+/// The interrupt that a write is.
+fn message(interrupts: &Range<u64>, address: u64, bytes: &[u8]) -> Option<Msi> {
+    let data = <[u8; 4]>::try_from(bytes).ok();
+    let data = data.filter(|_| interrupts.contains(&address) && address.is_multiple_of(4))?;
+    Some(Msi { address: PhysAddr::new(address), data: u32::from_le_bytes(data) })
 }
 
 impl Bus for System {
