@@ -1,7 +1,7 @@
 //! How a request of a device is translated: caches first, then tables (SMMU 3.3, 3.9, chapter 15).
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
-use super::cache::VaLine;
+use super::cache::{Conflict, VaLine};
 use super::events::Merging;
 use super::walk::{
     self, Attributes, Context, E2h, Fault, Goal, Leaf, Lookup, Privilege, Response, Retained, Route, Stage,
@@ -11,7 +11,7 @@ use super::{Access, Answer, Blocked, Host, Outcome, Request, SmmuDevice};
 use crate::addr::PhysAddr;
 use crate::arch::smmuv3::layout::context::Half;
 use crate::arch::smmuv3::layout::events::{EventKind, EventRecord, FaultClass};
-use crate::arch::smmuv3::layout::identification::{Idr0, Idr3};
+use crate::arch::smmuv3::layout::identification::{BreakBeforeMake, Idr0, Idr3};
 use crate::arch::smmuv3::layout::registers::{Cr0, Cr2, Gbpa, StreamTableFormat, StrtabBase, StrtabBaseCfg};
 use crate::arch::smmuv3::layout::stream_table::{Config, Eats};
 use crate::arch::smmuv3::layout::{Cd, L1Cd, L1Std, Ste, StreamId};
@@ -141,7 +141,15 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
         let Failure { fault, ste, cd } = failure;
         let id = &self.config.identification;
         let lookup = ste.as_ref().map_or(*lookup, |ste| walk::overridden(id, ste, lookup));
-        let event = fault.event(request.stream, request.substream, &lookup);
+        let event = match fault.kind {
+            // 7.3.17: it has an address too.
+            EventKind::F_TLB_CONFLICT => EventRecord {
+                read: request.access.is_read(),
+                instruction: request.access == Access::Execute,
+                ..self.plain_event(fault.kind, request)
+            },
+            _ => fault.event(request.stream, request.substream, &lookup),
+        };
         let reason = Some(fault.kind);
         let unseen = fault.kind == EventKind::C_BAD_STREAMID && !view.cr2.contains(Cr2::RECINVSID);
         let Some(ste) = ste else {
@@ -423,8 +431,14 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
         let address = context.cd.map_or(lookup.address, |cd| without_tag(&cd, lookup.address));
         if context.cd.is_some() {
             let line = self.state.lock(&self.platform).caches.tlb.address(&tags, address, view.retention);
-            if let Some(line) = line {
-                return self.judge(context, &line, lookup);
+            match line {
+                Ok(Some(line)) => return self.judge(context, &line, lookup),
+                Ok(None) => {}
+                Err(Conflict) if id.break_before_make() != BreakBeforeMake::Unneeded => {
+                    return Err(Fault::configuration(EventKind::F_TLB_CONFLICT));
+                }
+                // 3.21.1.3: the unit resolves it by itself.
+                Err(Conflict) => {}
             }
         }
         let mut structures = Structures { device: self, view, stream, tags: Some(tags), split: None };

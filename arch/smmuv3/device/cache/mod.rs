@@ -18,7 +18,7 @@
 mod configuration;
 mod tlb;
 
-pub(super) use tlb::VaLine;
+pub(super) use tlb::{Conflict, VaLine};
 
 use configuration::Configuration;
 use tlb::Tlb;

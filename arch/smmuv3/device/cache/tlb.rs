@@ -7,7 +7,6 @@ use crate::arch::smmuv3::layout::commands::{Command, Leaf as Levels, TlbRange};
 use crate::arch::smmuv3::layout::{Asid, Granule, Vmid};
 use crate::bus::Retention;
 use crate::bus::cache::Lines;
-use crate::error::Result;
 use crate::platform::Platform;
 
 /// log2 of the bytes that a translation can be for: pages, blocks, and runs of them, of all granules.
@@ -97,6 +96,10 @@ impl TableLine {
     }
 }
 
+/// Two translations of one address are kept, of pages or blocks of different sizes: one was replaced by the
+/// other without break-before-make (3.20.1, 3.21.1.1).
+pub(in crate::arch::smmuv3::device) struct Conflict;
+
 pub(in crate::arch::smmuv3::device) struct Tlb<P: Platform> {
     addresses: Lines<VaLine, P>,
     intermediates: Lines<IpaLine, P>,
@@ -104,7 +107,7 @@ pub(in crate::arch::smmuv3::device) struct Tlb<P: Platform> {
 }
 
 impl<P: Platform> Tlb<P> {
-    pub(super) fn new(platform: &P, order: u8) -> Result<Self> {
+    pub(super) fn new(platform: &P, order: u8) -> crate::error::Result<Self> {
         Ok(Self {
             addresses: Lines::new(platform.clone(), order)?,
             intermediates: Lines::new(platform.clone(), order)?,
@@ -113,13 +116,16 @@ impl<P: Platform> Tlb<P> {
     }
 
     /// What a VA is translated to.
+    ///
+    /// # Errors
+    /// [`Conflict`].
     pub(in crate::arch::smmuv3::device) fn address(
         &mut self,
         tags: &Tags,
         address: u64,
         retention: Retention,
-    ) -> Option<VaLine> {
-        SIZES.iter().find_map(|&bits| {
+    ) -> Result<Option<VaLine>, Conflict> {
+        let mut lines = SIZES.iter().filter_map(|&bits| {
             let base = block(address, bits);
             let is = |line: &VaLine| line.base == base && line.bits == bits && line.serves(tags);
             let hash = hash(tags.vmid, base, bits);
@@ -127,7 +133,12 @@ impl<P: Platform> Tlb<P> {
                 self.addresses.evict(hash, is);
             }
             self.addresses.find(hash, is)
-        })
+        });
+        let first = lines.next();
+        match first.is_some_and(|first| lines.any(|line| line.first.level != first.first.level)) {
+            true => Err(Conflict),
+            false => Ok(first),
+        }
     }
 
     pub(in crate::arch::smmuv3::device) fn keep_address(&mut self, line: VaLine) {

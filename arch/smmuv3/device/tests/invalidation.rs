@@ -293,3 +293,20 @@ fn translations_of_hypervisors() {
         }
     }
 }
+
+#[test]
+fn pages_that_become_a_block_without_break_before_make() {
+    for (level, expected) in [(1, Err(aborted(EventKind::F_TLB_CONFLICT))), (2, Ok(0xc0_5000))] {
+        let mut config = DeviceConfig::default();
+        config.identification.idr3 = config.identification.idr3 & !(3 << 11) | level << 11;
+        let unit = translating(stage1(), config, InOrder);
+        assert_eq!(read(&unit, PAGE), Ok(0x90_0000));
+        // A block of 2 MiB; of another page it is found.
+        unit.host().put(STAGE1 + 0x1000 + 4 * 8, 0xc0_0000 | S1_PAGE & !2);
+        execute(&unit, va(A, TlbRange::page(PAGE + 0x1000), Leaf::AllLevels));
+        assert_eq!(read(&unit, PAGE + 0x1000), Ok(0xc0_6000));
+        assert_eq!(read(&unit, PAGE), expected, "BBML {level}");
+        execute(&unit, va(A, page(), Leaf::Only));
+        assert_eq!(read(&unit, PAGE), Ok(0xc0_5000));
+    }
+}
