@@ -295,8 +295,8 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
         self.config.identification.output_bits().unwrap_or(52)
     }
 
-    #[allow(clippy::result_large_err)] // It holds what was read, and there is no heap.
     /// From the StreamID to the page; with what the STE made of the request. `None` where the STE aborts.
+    #[allow(clippy::result_large_err)] // It holds what was read, and there is no heap.
     fn resolve(
         &self,
         view: &View,

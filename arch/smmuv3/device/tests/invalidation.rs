@@ -250,7 +250,7 @@ fn a_run_of_pages_is_one_translation() {
     let unit = unit(stage1());
     // The contiguous bit, 52: sixteen pages.
     for page in 0..16 {
-        unit.host().put(leaf(STAGE1, 0x81_0000 + page * 0x1000), 0x92_0000 + page * 0x1000 | 1 << 52 | S1_PAGE);
+        unit.host().put(leaf(STAGE1, 0x81_0000 + page * 0x1000), (0x92_0000 + page * 0x1000) | 1 << 52 | S1_PAGE);
     }
     assert_eq!(read(&unit, 0x81_3000), Ok(0x92_3000));
     for page in 0..16 {

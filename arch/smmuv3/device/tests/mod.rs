@@ -38,6 +38,12 @@ const STREAMS: u64 = 0x20_0000;
 /// Nothing is there.
 const HOLE: u64 = 0x7000_0000;
 
+/// StreamID, SubstreamID, address and log2 of the size of what was sent to an ATC.
+type Invalidation = (StreamId, Option<u32>, u64, u8);
+
+/// StreamID, SubstreamID, group and answer.
+type Response = (StreamId, Option<u32>, u16, PageResponse);
+
 /// What happens while a word is being read.
 type Trap = Box<dyn FnOnce() + Send>;
 
@@ -48,9 +54,9 @@ struct Machine {
     memory: Mutex<BTreeMap<u64, u64>>,
     interrupts: Mutex<Vec<Interrupt>>,
     /// What was sent to ATCs, and how the next are answered.
-    invalidations: Mutex<Vec<(StreamId, Option<u32>, u64, u8)>>,
+    invalidations: Mutex<Vec<Invalidation>>,
     deaf: Mutex<bool>,
-    responses: Mutex<Vec<(StreamId, Option<u32>, u16, PageResponse)>>,
+    responses: Mutex<Vec<Response>>,
     resumed: Mutex<Vec<(u16, Resume)>>,
     drains: Mutex<usize>,
 }
@@ -184,7 +190,7 @@ fn submit<C: Chooser + 'static>(unit: &Unit<C>, words: [u64; 2]) {
     let slot = COMMANDS + u64::from(prod & 7) * 16;
     unit.host().put(slot, words[0]);
     unit.host().put(slot + 8, words[1]);
-    unit.write32(offset::CMDQ_PROD, prod + 1 & 0xf);
+    unit.write32(offset::CMDQ_PROD, (prod + 1) & 0xf);
 }
 
 fn sync() -> [u64; 2] {
@@ -303,7 +309,7 @@ fn events<C: Chooser + 'static>(unit: &Unit<C>) -> Vec<EventRecord> {
     while cons != prod & 0xf {
         let slot = EVENTS + u64::from(cons & 7) * 32;
         found.push(EventRecord::decode([0, 8, 16, 24].map(|at| unit.host().get(slot + at))));
-        cons = cons + 1 & 0xf;
+        cons = (cons + 1) & 0xf;
     }
     unit.write32(offset::EVENTQ_CONS, prod & 1 << 31 | cons);
     found
