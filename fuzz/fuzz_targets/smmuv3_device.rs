@@ -1,0 +1,31 @@
+//! The SMMUv3 device half under a hostile guest: registers, tables and queues are the fuzzer's, and so is what
+//! devices ask; memory changes while the unit looks at it.
+//!
+//! Whatever happens, the unit must not panic, must end each step and each request after a bounded number of
+//! accesses, and must touch nothing but the memory it is given. The walks find what a walker finds that was
+//! written from the figures alone; and once everything is invalidated, the unit answers what the walks find.
+#![no_main]
+
+#[path = "smmuv3_device/guest.rs"]
+mod guest;
+#[allow(dead_code, reason = "shared with another target")]
+#[path = "vtd_driver/input.rs"]
+mod input;
+#[path = "../../arch/smmuv3/device/walk/tests/naive.rs"]
+mod naive;
+#[path = "smmuv3_device/unit.rs"]
+mod unit;
+#[path = "smmuv3_device/walks.rs"]
+mod walks;
+
+use libfuzzer_sys::fuzz_target;
+
+use crate::input::Input;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut input = Input::new(bytes);
+    match input.u8() & 1 {
+        0 => walks::run(&mut input),
+        _ => unit::run(&mut input),
+    }
+});
