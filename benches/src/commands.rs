@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Instant as Clock;
 
 use iommu::arch::smmuv3::driver::{CommandQueue, QueueConfig, RegisterPages, SmmuRegisters};
-use iommu::arch::smmuv3::layout::commands::{Command, Completion, Leaf, TlbRange};
+use iommu::arch::smmuv3::layout::commands::{Command, Leaf, TlbRange};
 use iommu::arch::smmuv3::layout::registers::offset;
 use iommu::arch::smmuv3::layout::{Asid, Vmid};
 use iommu::platform::{Hosted, Instant, Platform, Registers};

@@ -109,7 +109,8 @@ impl Scope {
     fn new(granule: Granule, depth: Depth, leaves: PageSizes) -> Self {
         let block = |level: u32| u32::from(granule.log2()).wrapping_add(level.wrapping_mul(index_bits(granule)));
         // Levels are counted from below here.
-        let level = |size: u8| u32::from(size.saturating_sub(granule.log2())) / index_bits(granule);
+        let level =
+            |size: u8| u32::from(size.saturating_sub(granule.log2())).checked_div(index_bits(granule)).unwrap_or(0);
         let (smallest, largest) = match (leaves.smallest(), leaves.largest()) {
             (Some(smallest), Some(largest)) => (level(smallest.log2()), level(largest.log2())),
             _ => (0, u32::MAX),
