@@ -4,6 +4,7 @@
 //! looks at memory and at the fault log. A case knows nothing of the kind of machine.
 
 mod aliases;
+mod arm;
 mod ats;
 mod differential;
 mod domains;
@@ -16,8 +17,8 @@ mod translation;
 use iommu::arch::vtd::layout::{Cap, Ecap};
 use iommu_harness::options::Bridge;
 use iommu_harness::{
-    ArmOptions, Machine, ModelOptions, ModelX86, Node, QemuArm, QemuX86, SmmuGranule, SmmuOptions, SmmuStages, Suite,
-    TestResult, VtdOptions, X86Options,
+    ArmModelOptions, ArmOptions, Machine, ModelArm, ModelOptions, ModelX86, Node, QemuArm, QemuX86, SmmuGranule,
+    SmmuOptions, SmmuStages, Suite, TestResult, VtdOptions, X86Options,
 };
 
 /// A case, and the devices that it needs.
@@ -126,6 +127,7 @@ enum Kind {
     Qemu(VtdOptions),
     Model(VtdOptions, ModelOptions),
     QemuArm(SmmuOptions),
+    ModelArm(SmmuOptions, ArmModelOptions),
 }
 
 impl Configuration {
@@ -144,7 +146,11 @@ impl Configuration {
     }
 
     const fn model(name: &'static str, vtd: VtdOptions, model: ModelOptions) -> Self {
-        Self { name, kind: Kind::Model(vtd, model), extent: Extent::All }
+        Self::of(name, Kind::Model(vtd, model))
+    }
+
+    const fn of(name: &'static str, kind: Kind) -> Self {
+        Self { name, kind, extent: Extent::All }
     }
 
     fn start(&self, devices: Vec<Node>) -> Result<Box<dyn Machine>, iommu_harness::Error> {
@@ -152,22 +158,26 @@ impl Configuration {
             Kind::Qemu(vtd) => Box::new(QemuX86::start(&X86Options::new().vtd(*vtd).nodes(devices))?),
             Kind::Model(vtd, model) => Box::new(ModelX86::with(&X86Options::new().vtd(*vtd).nodes(devices), model)?),
             Kind::QemuArm(smmu) => Box::new(QemuArm::start(&ArmOptions::new().smmu(*smmu).nodes(devices))?),
+            Kind::ModelArm(smmu, model) => {
+                Box::new(ModelArm::with(&ArmOptions::new().smmu(*smmu).nodes(devices), model)?)
+            }
         })
     }
 
-    /// The plain model of the same machine, where there is one.
-    fn plain_model(&self, seed: u64) -> Option<Self> {
-        match self.kind {
-            Kind::Qemu(vtd) | Kind::Model(vtd, _) => Some(Self::model("plain", vtd, ModelOptions::new().seed(seed))),
-            Kind::QemuArm(_) => None,
-        }
+    /// The plain model of the same machine.
+    fn plain_model(&self, seed: u64) -> Self {
+        let kind = match self.kind {
+            Kind::Qemu(vtd) | Kind::Model(vtd, _) => Kind::Model(vtd, ModelOptions::new().seed(seed)),
+            Kind::QemuArm(smmu) | Kind::ModelArm(smmu, _) => Kind::ModelArm(smmu, ArmModelOptions::new().seed(seed)),
+        };
+        Self::of("plain", kind)
     }
 
     /// The cases that only machines of its architecture have.
     fn own_cases(&self) -> &'static [Case] {
         match self.kind {
             Kind::Qemu(_) | Kind::Model(..) => X86_CASES,
-            Kind::QemuArm(_) => ARM_CASES,
+            Kind::QemuArm(_) | Kind::ModelArm(..) => ARM_CASES,
         }
     }
 }
@@ -191,7 +201,7 @@ fn main() {
             .chain(configuration.own_cases())
             .filter(brief)
             .for_each(|case| add(&mut suite, &configuration, case));
-        if ["vtd", "model", "smmu-nested"].contains(&configuration.name) {
+        if ["vtd", "model", "smmu-nested", "model-smmu"].contains(&configuration.name) {
             BRIDGE_CASES.iter().for_each(|case| add(&mut suite, &configuration, case));
         }
     }
@@ -200,7 +210,7 @@ fn main() {
     }
     for other in qemu_configurations().into_iter().chain(odd_configurations()) {
         for seed in 1..=2 {
-            let (Some(plain), other) = (other.plain_model(seed), other.clone()) else { continue };
+            let (plain, other) = (other.plain_model(seed), other.clone());
             suite.test(format!("differential::{}::seed_{seed}", other.name), move || {
                 let ours = plain.start(differential::devices())?;
                 let theirs = other.start(differential::devices())?;
@@ -229,25 +239,7 @@ fn qemu_configurations() -> Vec<Configuration> {
         all.push(Configuration::qemu("vtd-first-stage", first_stage));
         all.push(Configuration::brief("vtd-first-stage-no-pass-through", no_pass_through));
     }
-    all.extend(smmu_configurations());
-    all
-}
-
-/// QEMU's SMMUv3: each stage, and each granule of its tables.
-fn smmu_configurations() -> Vec<Configuration> {
-    let (first, second, nested) = (SmmuStages::First, SmmuStages::Second, SmmuStages::Nested);
-    let mut all = vec![
-        Configuration::arm("smmu-first", first, SmmuGranule::Size4K),
-        Configuration::arm("smmu-first-16k", first, SmmuGranule::Size16K),
-        Configuration::arm("smmu-first-64k", first, SmmuGranule::Size64K),
-    ];
-    if QemuArm::installed().is_ok_and(|quirks| quirks.smmu_has_second_stage) {
-        all.push(Configuration::arm("smmu-second", second, SmmuGranule::Size4K));
-        all.push(Configuration::arm("smmu-second-16k", second, SmmuGranule::Size16K));
-        all.push(Configuration::arm("smmu-second-64k", second, SmmuGranule::Size64K));
-        all.push(Configuration::arm("smmu-nested", nested, SmmuGranule::Size4K));
-        all.push(Configuration::arm("smmu-nested-64k", nested, SmmuGranule::Size64K));
-    }
+    all.extend(arm::qemu_configurations());
     all
 }
 
@@ -260,7 +252,7 @@ fn model_configurations() -> Vec<Configuration> {
     let new = ModelOptions::new;
     let five_levels = VtdOptions { address_bits: Some(57), ..first_stage };
     let everything = new().with_ecap(Ecap::SSTS | Ecap::NEST | Ecap::RPS | Ecap::SMPWCS | Ecap::SSADS);
-    vec![
+    let mut all = vec![
         model("model", normal, new()),
         model("model-coherent", normal, new().with_ecap(Ecap::C)),
         model("model-write-buffers", normal, new().with_cap(Cap::RWBF).seed(2)),
@@ -282,7 +274,9 @@ fn model_configurations() -> Vec<Configuration> {
         model("model-both-stages", scalable, new().with_ecap(Ecap::FSTS).seed(16)),
         model("model-everything", first_stage, everything.pasid_bits(20).seed(17)),
         model("model-five-levels", five_levels, new().with_cap(Cap::FS5LP).with_ecap(Ecap::SMPWCS).seed(18)),
-    ]
+    ];
+    all.extend(arm::model_configurations());
+    all
 }
 
 /// Units that differ from the plain one in what a driver must know and a device must not notice.
@@ -310,7 +304,7 @@ fn odd_configurations() -> Vec<Configuration> {
     let legacy = legacy.into_iter().map(of(normal));
     let scalable = scalable.into_iter().map(of(VtdOptions { scalable: true, ..normal }));
     let first_stage = first_stage.into_iter().map(of(VtdOptions { first_stage: true, ..normal }));
-    legacy.chain(scalable).chain(first_stage).collect()
+    legacy.chain(scalable).chain(first_stage).chain(arm::odd_configurations()).collect()
 }
 
 /// Units that serve device TLBs.
@@ -318,12 +312,14 @@ fn ats_configurations() -> Vec<Configuration> {
     let legacy = VtdOptions { device_iotlb: true, ..VtdOptions::default() };
     let scalable = VtdOptions { scalable: true, ..legacy };
     let first_stage = VtdOptions { first_stage: true, ..legacy };
-    vec![
+    let mut all = vec![
         Configuration::model("model-device-tlb", legacy, ModelOptions::new().seed(20)),
         Configuration::model("model-device-tlb-throttled", legacy, ModelOptions::new().with_ecap(Ecap::DIT).seed(21)),
         Configuration::model("model-scalable-device-tlb", scalable, ModelOptions::new().seed(22)),
         Configuration::model("model-first-stage-device-tlb", first_stage, ModelOptions::new().seed(23)),
-    ]
+    ];
+    all.extend(arm::ats_configurations());
+    all
 }
 
 fn add(suite: &mut Suite, configuration: &Configuration, case: &'static Case) {
