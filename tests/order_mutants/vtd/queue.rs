@@ -7,7 +7,8 @@ use iommu::arch::vtd::layout::registers::TableMode;
 use iommu::arch::vtd::layout::{Descriptor, DomainId};
 use iommu::hwmem::FrameTable;
 
-use crate::bench::{BASE, Bench, Convicted, Verdict};
+use super::Bench;
+use crate::common::bench::{BASE, Convicted, Unit, Verdict};
 
 fn global() -> Descriptor {
     Request::Context(ContextScope::Global).encode()
@@ -47,7 +48,7 @@ pub(crate) fn deaf(bench: &Bench) -> Verdict {
     const DEAF: u16 = 0x40;
     const GOOD: u16 = 0x48;
     let (unit, queue) = queue(bench)?;
-    bench.unit().set_deaf(&[DEAF]);
+    bench.unit().devices().set_deaf(&[DEAF]);
     let device =
         |source| Request::DeviceTlb { source, physical_function: 0, max_pending: 0, range: DeviceRange::ALL }.encode();
     for _round in 0..3 {

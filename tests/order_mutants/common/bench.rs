@@ -7,15 +7,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use iommu::arch::vtd::device::Retention;
-use iommu::arch::vtd::layout::{Cap, Ecap};
+use iommu::bus::Retention;
 use iommu::pci::PciConfig;
 use iommu::platform::{Hosted, Instant, Platform, Processor, Registers};
-use iommu::{PciAddress, PhysAddr, PhysRange, Result};
+use iommu::{Iommu, PciAddress, PhysAddr, PhysRange, Result};
 use iommu_harness::observed::{Adversary, Event, ObservedMemory};
 use iommu_harness::{FramePool, GuestRam};
 
-use crate::unit::Unit;
+use super::devices::Devices;
 
 /// Registers of the unit.
 pub(crate) const BASE: u64 = 0xfed9_0000;
@@ -42,15 +41,88 @@ pub(crate) enum WideStores {
     None,
 }
 
+/// What becomes of requests while a unit does not translate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Off {
+    Passes,
+    Aborts,
+}
+
+impl Off {
+    /// Where a request goes then.
+    pub(crate) fn place(self, address: u64) -> Option<u64> {
+        (self == Self::Passes).then_some(address)
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Setup {
-    pub(crate) cap: Cap,
-    pub(crate) ecap: Ecap,
+pub(crate) struct Setup<K> {
+    /// What the unit can do.
+    pub(crate) kind: K,
     pub(crate) adversary: Adversary,
     pub(crate) retention: Retention,
     pub(crate) pace: Pace,
-    pub(crate) wide_stores: WideStores,
     pub(crate) seed: u64,
+}
+
+/// A vendor's device half on observed memory, and how its driver half is asked for.
+pub(crate) trait Unit: Send + Sync + Sized + 'static {
+    /// What units can do.
+    type Kind: Copy + Debug + Send + Sync + 'static;
+    /// While the driver has suspended it, and when the driver has gone.
+    const SUSPENDED: Off;
+    const LEFT: Off;
+
+    fn new(memory: Arc<ObservedMemory>, setup: &Setup<Self::Kind>) -> Self;
+
+    fn read(&self, at: usize) -> u32;
+    fn read64(&self, at: usize) -> u64;
+    fn write(&self, at: usize, value: u32);
+    fn write64(&self, at: usize, value: u64);
+
+    /// Does one thing; `false` when there is nothing to do.
+    fn step(&self) -> bool;
+
+    /// Where a device's request goes, if it is let through. The access is on its way from then on.
+    fn translate(&self, source: Source, address: u64, write: bool) -> Option<u64>;
+
+    fn devices(&self) -> &Devices;
+
+    /// What the driver did that it must not.
+    fn complaints(&self) -> Vec<String>;
+
+    fn wide_stores(_kind: Self::Kind) -> WideStores {
+        WideStores::Some
+    }
+
+    /// Whether what is cleaned stays in write buffers.
+    fn has_write_buffers(_kind: Self::Kind) -> bool {
+        false
+    }
+
+    /// Has the driver take the unit over.
+    fn init(iommu: &Iommu<Bench<Self>>) -> Result<()>;
+
+    /// A kernel leaves it amid its work.
+    fn abandon(&self) {}
+
+    /// The next kernel has found it.
+    fn found(&self) -> Verdict {
+        Ok(())
+    }
+}
+
+/// Who sends a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Source {
+    pub(crate) requester: u16,
+    pub(crate) pasid: Option<u32>,
+}
+
+impl From<u16> for Source {
+    fn from(requester: u16) -> Self {
+        Self { requester, pasid: None }
+    }
 }
 
 /// Why a run is held against the driver.
@@ -74,24 +146,29 @@ pub(crate) type Verdict<T = ()> = std::result::Result<T, Convicted>;
 /// A request that devices send again and again, and where it may go.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Watch {
-    source: u16,
+    source: Source,
     address: u64,
     write: bool,
     allowed: Vec<Option<u64>>,
 }
 
 /// A machine. It is the driver's platform too.
-#[derive(Clone)]
-pub(crate) struct Bench(Arc<Inner>);
+pub(crate) struct Bench<U: Unit>(Arc<Inner<U>>);
 
-struct Inner {
+impl<U: Unit> Clone for Bench<U> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+struct Inner<U: Unit> {
     pool: FramePool,
     memory: Arc<ObservedMemory>,
-    unit: Arc<Unit>,
+    unit: Arc<U>,
     clock: AtomicU64,
     ats_control: AtomicU32,
     shared: Arc<Shared>,
-    setup: Setup,
+    setup: Setup<U::Kind>,
 }
 
 #[derive(Default)]
@@ -100,15 +177,15 @@ struct Shared {
     convictions: Mutex<Vec<Convicted>>,
 }
 
-impl Bench {
-    pub(crate) fn new(setup: Setup) -> Self {
+impl<U: Unit> Bench<U> {
+    pub(crate) fn new(setup: Setup<U::Kind>) -> Self {
         let range = PhysRange::from_len(PhysAddr::new(TABLES.0), TABLES.1 - TABLES.0).unwrap();
         let ram = Arc::new(GuestRam::private(&[range]).unwrap());
         let memory = ObservedMemory::new(ram.clone(), setup.adversary);
-        if setup.cap.contains(Cap::RWBF) {
+        if U::has_write_buffers(setup.kind) {
             memory.hold_write_buffers();
         }
-        let unit = Arc::new(Unit::new(memory.clone(), &setup));
+        let unit = Arc::new(U::new(memory.clone(), &setup));
         let shared = Arc::new(Shared::default());
         let (of_probe, asked) = (shared.clone(), unit.clone());
         let burst = AtomicU64::new(0);
@@ -124,7 +201,7 @@ impl Bench {
             if setup.pace == Pace::Eager {
                 asked.step();
             }
-            of_probe.ask(&asked);
+            of_probe.ask(&*asked);
         })));
         let clock = AtomicU64::new(0);
         Self(Arc::new(Inner {
@@ -138,8 +215,12 @@ impl Bench {
         }))
     }
 
-    pub(crate) fn unit(&self) -> &Unit {
+    pub(crate) fn unit(&self) -> &U {
         &self.0.unit
+    }
+
+    pub(crate) fn kind(&self) -> U::Kind {
+        self.0.setup.kind
     }
 
     /// What a processor reads.
@@ -160,31 +241,33 @@ impl Bench {
 
     /// From now on, while the driver works, a request of `source` may go to these places only, `None`
     /// for nowhere.
-    pub(crate) fn watch(&self, source: u16, address: u64, allowed: &[Option<u64>]) {
+    pub(crate) fn watch(&self, source: impl Into<Source>, address: u64, allowed: &[Option<u64>]) {
         self.watch_access(source, address, false, allowed);
     }
 
-    pub(crate) fn watch_access(&self, source: u16, address: u64, write: bool, allowed: &[Option<u64>]) {
+    pub(crate) fn watch_access(&self, source: impl Into<Source>, address: u64, write: bool, allowed: &[Option<u64>]) {
+        let source = source.into();
         let mut watches = lock(&self.0.shared.watches);
         watches.retain(|watch| (watch.source, watch.address, watch.write) != (source, address, write));
         watches.push(Watch { source, address, write, allowed: allowed.to_vec() });
     }
 
     /// The driver is done: from now on the request goes to `place`, whatever the unit still does.
-    pub(crate) fn settled(&self, source: u16, address: u64, place: Option<u64>) -> Verdict {
+    pub(crate) fn settled(&self, source: impl Into<Source>, address: u64, place: Option<u64>) -> Verdict {
         self.settled_access(source, address, false, place)
     }
 
-    pub(crate) fn settled_access(&self, source: u16, address: u64, write: bool, place: Option<u64>) -> Verdict {
+    pub(crate) fn settled_access(&self, source: impl Into<Source>, address: u64, write: bool, place: Option<u64>) -> Verdict {
+        let source = source.into();
         self.watch_access(source, address, write, &[place]);
         // A device starts: everything that was ordered before is there.
         self.0.memory.told();
         if let Some(other) =
-            self.unit().in_flight(source, address, write).into_iter().find(|other| Some(*other) != place)
+            self.unit().devices().in_flight(source, address, write).into_iter().find(|other| Some(*other) != place)
         {
             return Err(Convicted(format!("an access to {address:#x} is still under way to {other:#x}")));
         }
-        self.unit().land();
+        self.unit().devices().land();
         self.0.shared.ask(self.unit());
         for _step in 0..SETTLED {
             if !self.unit().step() {
@@ -196,7 +279,7 @@ impl Bench {
     }
 
     /// One request of a device, before the unit does anything more, goes to `place`.
-    pub(crate) fn once(&self, source: u16, address: u64, write: bool, place: Option<u64>) -> Verdict {
+    pub(crate) fn once(&self, source: impl Into<Source>, address: u64, write: bool, place: Option<u64>) -> Verdict {
         self.watch_access(source, address, write, &[place]);
         self.0.memory.told();
         self.0.shared.ask(self.unit());
@@ -237,14 +320,14 @@ impl Bench {
 }
 
 impl Shared {
-    fn ask(&self, unit: &Unit) {
+    fn ask(&self, unit: &impl Unit) {
         let watches = lock(&self.watches).clone();
         for Watch { source, address, write, allowed } in watches {
             let place = unit.translate(source, address, write);
             if !allowed.contains(&place) {
                 let what = if write { "write" } else { "read" };
                 let text =
-                    format!("a {what} of {source:#x} at {address:#x} goes to {place:x?}, not one of {allowed:x?}");
+                    format!("a {what} of {source:x?} at {address:#x} goes to {place:x?}, not one of {allowed:x?}");
                 lock(&self.convictions).push(Convicted(text));
             }
         }
@@ -256,9 +339,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The unit's registers.
-pub(crate) struct Access(Bench);
+pub(crate) struct Access<U: Unit>(Bench<U>);
 
-impl Registers for Access {
+impl<U: Unit> Registers for Access<U> {
     fn read32(&self, offset: usize) -> u32 {
         self.0.0.unit.read(offset)
     }
@@ -279,8 +362,8 @@ impl Registers for Access {
 }
 
 // SAFETY: the pool gives each frame to one holder, out of RAM that stays mapped while a clone lives.
-unsafe impl Platform for Bench {
-    type Registers = Access;
+unsafe impl<U: Unit> Platform for Bench<U> {
+    type Registers = Access<U>;
     type Processor = Hosted;
 
     fn alloc_frames(&self, order: u8, last: PhysAddr) -> Option<PhysAddr> {
@@ -298,7 +381,7 @@ unsafe impl Platform for Bench {
         self.0.pool.ram().pointer(phys).unwrap()
     }
 
-    fn map_registers(&self, _base: PhysAddr, _bytes: usize) -> Result<Access> {
+    fn map_registers(&self, _base: PhysAddr, _bytes: usize) -> Result<Access<U>> {
         Ok(Access(self.clone()))
     }
 
@@ -324,7 +407,7 @@ unsafe impl Platform for Bench {
     }
 
     unsafe fn store_128(&self, target: NonNull<u128>, value: u128) -> Option<()> {
-        if self.0.setup.wide_stores == WideStores::None {
+        if U::wide_stores(self.0.setup.kind) == WideStores::None {
             return None;
         }
         let phys = self.0.pool.ram().phys_of(target.cast())?;
@@ -344,7 +427,7 @@ unsafe impl Platform for Bench {
     }
 }
 
-impl Debug for Bench {
+impl<U: Unit> Debug for Bench<U> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Bench({:?})", self.0.setup)
     }
@@ -356,7 +439,7 @@ pub(crate) const SECOND: u16 = 0x120;
 pub(crate) const ATS: u16 = 0x30;
 
 /// The functions of the machine.
-impl PciConfig for Bench {
+impl<U: Unit> PciConfig for Bench<U> {
     fn read32(&self, function: PciAddress, offset: u16) -> u32 {
         match (function.requester_id(), offset) {
             (FIRST | SECOND | ATS, 0) => 0x1234_8086,
@@ -374,7 +457,7 @@ impl PciConfig for Bench {
     fn write32(&self, function: PciAddress, offset: u16, value: u32) {
         if (function.requester_id(), offset) == (ATS, 0x104) {
             self.0.ats_control.store(value >> 16, Ordering::Relaxed);
-            self.unit().set_ats(ATS, value >> 31 != 0);
+            self.unit().devices().set_ats(ATS, value >> 31 != 0);
         }
     }
 }
