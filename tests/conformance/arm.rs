@@ -58,6 +58,7 @@ pub(crate) fn model_configurations() -> Vec<Configuration> {
         model("model-smmu-second-no-ranges", SECOND, small, new().without_idr3(Idr3::RIL).seed(20)),
         model("model-smmu-second-64k-no-ranges", SECOND, large, new().without_idr3(Idr3::RIL).seed(21)),
         model("model-smmu-break-first", NESTED, small, new().break_before_make(BreakBeforeMake::Required).seed(22)),
+        model("model-smmu-nt", NESTED, small, new().break_before_make(BreakBeforeMake::NoTranslate).seed(31)),
         model("model-smmu-small", NESTED, small, incoherent().without_idr0(narrow_ids).queues(3, 2).seed(23)),
         model("model-smmu-second-small", SECOND, small, incoherent().without_idr0(narrow_ids).queues(3, 2).seed(24)),
         model("model-smmu-tiny-queues", NESTED, small, new().queues(1, 1).seed(25)),

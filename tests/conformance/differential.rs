@@ -15,8 +15,9 @@ const OPERATIONS: usize = 250;
 const SMALL: u64 = 0x10_0000;
 const SMALL_PAGES: u64 = 24;
 const LARGE: u64 = 0x4000_0000;
-const LARGE_PAGES: u64 = 1024;
-const PAGE: u64 = 4096;
+const LARGE_BYTES: u64 = 4 << 20;
+/// A size of pages that every granule has.
+const LARGE_PAGE: u64 = 2 << 20;
 
 const DOMAINS: u64 = 3;
 const DEVICES: [&str; 2] = ["edu", "other"];
@@ -80,9 +81,10 @@ struct Side<'m> {
 
 impl<'m> Side<'m> {
     fn new(machine: &'m dyn Machine) -> TestResult<Self> {
-        let buffers = [4 * PAGE, 4 * PAGE, 4 * PAGE, LARGE_PAGES * PAGE].map(|bytes| machine.buffer(bytes));
-        let buffers = buffers.into_iter().collect::<Result<Vec<_>, _>>()?;
         let rig = Rig::new(machine)?;
+        let small = 4 * rig.page();
+        let buffers = [small, small, small, LARGE_BYTES].map(|bytes| machine.buffer(bytes));
+        let buffers = buffers.into_iter().collect::<Result<Vec<_>, _>>()?;
         let mut domains = Vec::new();
         for _ in 0..DOMAINS {
             let domain = rig.iommu.paging_domain(&[&rig.device(DEVICES[0]), &rig.device(DEVICES[1])])?;
@@ -143,18 +145,22 @@ impl<'m> Side<'m> {
     fn is_mapped(&self, source: u32, iova: Iova) -> bool {
         let device = DEVICES.iter().find(|name| self.rig.engine(name).requester().id() == source);
         let domain = device.map(|name| self.rig.iommu.domain_of(&self.rig.group(name)));
-        domain.is_some_and(|domain| domain.walk(range(iova.as_u64(), PAGE)).next().is_some())
+        domain.is_some_and(|domain| domain.walk(range(iova.as_u64(), 1)).next().is_some())
     }
 }
 
 /// Random operations.
-struct Dice(u64);
+struct Dice {
+    state: u64,
+    /// Bytes of the smallest page.
+    page: u64,
+}
 
 impl Dice {
     /// A number below `end` (splitmix64).
     fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ z >> 31) % end
@@ -169,25 +175,27 @@ impl Dice {
     }
 
     fn iova(&mut self) -> Iova {
-        let start = if self.one_in(4) {
-            LARGE + self.below(LARGE_PAGES) * PAGE
+        let (page, in_large) = (self.page, self.one_in(4));
+        let start = if in_large {
+            LARGE + self.below(LARGE_BYTES / page) * page
         } else {
-            SMALL + self.below(SMALL_PAGES) * PAGE
+            SMALL + self.below(SMALL_PAGES) * page
         };
-        Iova::new(start + self.below(PAGE))
+        Iova::new(start + self.below(page))
     }
 
     /// A range of pages, and a place of the same size in a buffer.
     fn mapping(&mut self) -> (IovaRange, usize, u64) {
+        let page = self.page;
         if self.one_in(4) {
             // Aligned so that large pages are possible.
-            let (half, pages) = (self.below(2) * 512, [512, 512, 512, 16][self.below(4) as usize]);
-            let offset = self.below(2) * 512 * PAGE;
-            return (range(LARGE + half * PAGE, pages * PAGE), 3, offset);
+            let (half, whole) = (self.below(2) * LARGE_PAGE, self.below(4) < 3);
+            let offset = self.below(2) * LARGE_PAGE;
+            return (range(LARGE + half, if whole { LARGE_PAGE } else { 16 * page }), 3, offset);
         }
         let pages = 1 + self.below(4);
         let start = self.below(SMALL_PAGES - pages);
-        (range(SMALL + start * PAGE, pages * PAGE), self.below(3) as usize, self.below(5 - pages) * PAGE)
+        (range(SMALL + start * page, pages * page), self.below(3) as usize, self.below(5 - pages) * page)
     }
 
     fn operation(&mut self) -> Operation {
@@ -199,7 +207,10 @@ impl Dice {
             0..=4 => Operation::Map { domain, at, buffer, offset, prot: self.prot() },
             5..=6 => Operation::Unmap { domain, at },
             7 => Operation::Protect { domain, at, prot: self.prot() },
-            8 => Operation::Cut { domain, at: range(LARGE + self.below(LARGE_PAGES) * PAGE, PAGE) },
+            8 => {
+                let start = LARGE + self.below(LARGE_BYTES / self.page) * self.page;
+                Operation::Cut { domain, at: range(start, self.page) }
+            }
             9..=10 => {
                 let target = match self.below(6) {
                     0 => Target::Blocked,
@@ -232,7 +243,7 @@ pub(crate) fn run(ours: &dyn Machine, theirs: &dyn Machine, seed: u64) -> TestRe
     for (mine, other) in model.buffers.iter().zip(&other_side.buffers) {
         assert_eq!(mine.phys(), other.phys(), "the two machines have the same memory");
     }
-    let mut dice = Dice(seed);
+    let mut dice = Dice { state: seed, page: model.rig.page() };
     let mut faults = 0;
     for number in 0..OPERATIONS {
         let operation = dice.operation();
