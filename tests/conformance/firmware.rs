@@ -76,6 +76,14 @@ impl Firmware {
         }
     }
 
+    /// Whether each access that is refused is told of, also when the same was told before.
+    pub(crate) fn tells_of_each_access(&self) -> bool {
+        match self {
+            Self::Dmar(_) => false,
+            Self::Iort(_) | Self::DeviceTree(_) => true,
+        }
+    }
+
     /// What is left of an aligned address beyond the width of a domain in the record of its fault.
     pub(crate) fn recorded(&self, machine: &dyn Machine, beyond: Iova) -> Iova {
         let whole = || machine.quirks().is_some_and(|quirks| quirks.vtd_records_bits_beyond_the_width);

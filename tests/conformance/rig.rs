@@ -155,6 +155,11 @@ impl<'m> Rig<'m> {
         self.firmware.refusal(self.machine, stage, access, refusal)
     }
 
+    /// Whether each access that is refused is told of, also when the same was told before.
+    pub(crate) fn tells_of_each_access(&self) -> bool {
+        self.firmware.tells_of_each_access()
+    }
+
     /// What is left of an aligned address beyond the width of a domain in the record of its fault.
     pub(crate) fn recorded(&self, beyond: Iova) -> Iova {
         self.firmware.recorded(self.machine, beyond)
