@@ -1,7 +1,7 @@
 //! Arm machines: QEMU's, and models of what its unit cannot be.
 
 use iommu::arch::smmuv3::layout::identification::{BreakBeforeMake, Idr0, Idr3, StallModel};
-use iommu_harness::{ArmModelOptions, QemuArm, SmmuGranule, SmmuOptions, SmmuStages};
+use iommu_harness::{Adversary, ArmModelOptions, QemuArm, SmmuGranule, SmmuOptions, SmmuStages};
 
 use crate::{Configuration, Kind};
 
@@ -33,7 +33,7 @@ pub(crate) fn model_configurations() -> Vec<Configuration> {
     let narrow_ids = Idr0::ASID16 | Idr0::VMID16;
     let substreams = |options: ArmModelOptions| options.substream_id_bits(20);
     let (small, large, medium) = (SmmuGranule::Size4K, SmmuGranule::Size64K, SmmuGranule::Size16K);
-    vec![
+    let mut all = vec![
         model("model-smmu", NESTED, small, new()),
         model("model-smmu-in-order", NESTED, small, new().in_order()),
         model("model-smmu-16k", NESTED, medium, new().seed(2)),
@@ -66,7 +66,20 @@ pub(crate) fn model_configurations() -> Vec<Configuration> {
         model("model-smmu-always-stalls", NESTED, small, new().stalls(StallModel::StallOnly, 16).seed(27)),
         model("model-smmu-second-always-stalls", SECOND, small, new().stalls(StallModel::StallOnly, 16).seed(28)),
         model("model-smmu-messages", NESTED, small, new().with_idr0(Idr0::MSI).seed(29)),
-    ]
+    ];
+    // What the driver has written is seen as late as barriers and cleans permit.
+    if cfg!(observed) {
+        let (stalest, mixed) = (Adversary::Stalest, Adversary::Mixed(32));
+        all.extend([
+            model("model-smmu-observed-first", FIRST, small, new().observed(stalest).seed(32)),
+            model("model-smmu-observed-first-incoherent", FIRST, small, incoherent().observed(stalest).seed(33)),
+            model("model-smmu-observed-second", SECOND, small, new().observed(stalest).seed(34)),
+            model("model-smmu-observed-second-incoherent", SECOND, large, incoherent().observed(stalest).seed(35)),
+            model("model-smmu-observed-first-mixed", FIRST, medium, incoherent().observed(mixed).seed(36)),
+            model("model-smmu-observed-second-mixed", SECOND, small, incoherent().observed(mixed).seed(37)),
+        ]);
+    }
+    all
 }
 
 /// Units that differ from the plain one in what a driver must know and a device must not notice.

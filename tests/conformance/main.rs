@@ -344,6 +344,8 @@ fn add(suite: &mut Suite, configuration: &Configuration, case: &'static Case) {
         let machine = configuration.start((case.devices)())?;
         machine.platform().frames().poison_freed();
         (case.run)(&*machine)?;
+        let violations = machine.platform().observed().map(|memory| memory.violations()).unwrap_or_default();
+        assert_eq!(violations, [""; 0], "the unit was led to what it must not see");
         assert_eq!(machine.platform().frames_in_use(), 0, "frames were lost");
         assert_eq!(machine.platform().frames().poison_violations(), [], "freed frames were written");
         Ok(())

@@ -86,10 +86,23 @@ impl Guest {
         topology: &[Node],
         start: &StartEngine<'_>,
     ) -> Result<Self> {
-        let config = PciConfigSpace::new(bus.clone());
+        let driver = FramePool::new(ram.clone(), layout.driver);
+        let platform = MachinePlatform::new(bus.clone(), driver);
+        Self::with_platform(bus, ram, layout, topology, platform, start)
+    }
+
+    /// As [`new`](Self::new), with the platform of the driver.
+    pub(crate) fn with_platform(
+        bus: Arc<dyn Bus>,
+        ram: Arc<GuestRam>,
+        layout: &Layout,
+        topology: &[Node],
+        platform: MachinePlatform,
+        start: &StartEngine<'_>,
+    ) -> Result<Self> {
+        let config = PciConfigSpace::new(bus);
         let functions = pci::assign(&config, layout.bars.clone())?;
-        let buffers = Arc::new(FramePool::new(ram.clone(), layout.tests));
-        let platform = MachinePlatform::new(bus, FramePool::new(ram, layout.driver));
+        let buffers = Arc::new(FramePool::new(ram, layout.tests));
         let (mut devices, mut names) = (Vec::new(), Vec::new());
         for found in locate(topology, &functions)? {
             names.push((found.node.name.clone(), found.function.address));

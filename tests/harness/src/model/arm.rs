@@ -19,11 +19,15 @@ use super::system::{Interrupts, System};
 use super::unit::{Placed, Surroundings};
 use crate::arm::{SMMU, layout};
 use crate::error::{Error, Result};
+use crate::frames::FramePool;
 use crate::guest::Guest;
 use crate::machine::Machine;
+use crate::observed::ObservedMemory;
 use crate::options::ArmOptions;
+use crate::platform::MachinePlatform;
 use crate::quirks::QemuQuirks;
 use crate::ram::GuestRam;
+use crate::topology::Located;
 
 /// Device and vendor id of the host bridge.
 const HOST_BRIDGE: u32 = 0x0008_1b36;
@@ -76,9 +80,11 @@ impl ModelArm {
         let ram = Arc::new(GuestRam::private(&layout.ram)?);
         let unit = options.board.smmu.as_ref().map(|smmu| model.config(smmu));
         let coherent = unit.is_none_or(|unit| unit.identification.idr0().contains(Idr0::COHACC));
-        let memory = match coherent {
-            true => Memory::coherent(ram.clone()),
-            false => Memory::cached(ram.clone(), WriteBuffers::None)?,
+        let observed = model.adversary().map(|adversary| ObservedMemory::new(ram.clone(), adversary));
+        let memory = match &observed {
+            Some(observed) => Memory::observed(observed.clone()),
+            None if coherent => Memory::coherent(ram.clone()),
+            None => Memory::cached(ram.clone(), WriteBuffers::None)?,
         };
         let (surroundings, lines) = (Surroundings::new(memory), Arc::default());
         let base = PhysAddr::new(SMMU.start);
@@ -95,9 +101,13 @@ impl ModelArm {
         let unit = unit.map(|unit| Placed::new(unit, SMMU, pace));
         let config = ConfigSpace::new(HOST_BRIDGE, &options.topology);
         let system = Arc::new(System::new(config, surroundings, unit, Interrupts::Translated(DOORBELLS)));
-        let guest = Guest::new(system.clone(), ram, &layout, &options.topology, &|engine, found, pool| {
-            start_engine(&system, engine, found, pool)
-        })?;
+        let frames = FramePool::new(ram.clone(), layout.driver);
+        let platform = match observed {
+            Some(observed) => MachinePlatform::with_observed(system.clone(), frames, observed),
+            None => MachinePlatform::new(system.clone(), frames),
+        };
+        let start = |engine, found: &Located<'_>, pool| start_engine(&system, engine, found, pool);
+        let guest = Guest::with_platform(system.clone(), ram, &layout, &options.topology, platform, &start)?;
         Ok(Self { guest, system, lines, firmware })
     }
 

@@ -7,6 +7,7 @@ use iommu::arch::smmuv3::device::DeviceConfig;
 use iommu::arch::smmuv3::layout::Identification;
 use iommu::arch::smmuv3::layout::identification::{BreakBeforeMake, Idr0, Idr3, StallModel, output_code};
 
+use crate::observed::Adversary;
 use crate::options::{SmmuGranule, SmmuOptions, SmmuStages};
 
 /// Options that only the model of an Arm machine has. Without any, its unit can do what QEMU's can.
@@ -33,6 +34,7 @@ pub struct ArmModelOptions {
     wide_input: bool,
     patience: Duration,
     reserved: Option<Reserved>,
+    adversary: Option<Adversary>,
 }
 
 /// Who decides what the specification leaves open.
@@ -76,6 +78,7 @@ impl ArmModelOptions {
             wide_input: false,
             patience: Duration::ZERO,
             reserved: None,
+            adversary: None,
         }
     }
 
@@ -171,6 +174,18 @@ impl ArmModelOptions {
         self
     }
 
+    /// The unit sees of what the driver writes only what barriers, and cleans where it does not snoop, have
+    /// made visible: which of what it may see, `adversary` decides. The platform knows of violations
+    /// ([`MachinePlatform::observed`](crate::MachinePlatform::observed)). Needs `--cfg observed`.
+    pub const fn observed(mut self, adversary: Adversary) -> Self {
+        self.adversary = Some(adversary);
+        self
+    }
+
+    pub(super) const fn adversary(&self) -> Option<Adversary> {
+        self.adversary
+    }
+
     pub(super) const fn choices(&self) -> Choices {
         self.choices
     }
@@ -237,6 +252,7 @@ mod tests {
     use iommu::arch::smmuv3::layout::identification::{Idr0, StallModel};
 
     use super::ArmModelOptions;
+    use crate::observed::Adversary;
     use crate::options::{SmmuGranule, SmmuOptions, SmmuStages};
 
     /// The registers that QEMU 10 shows, but for a queue of page requests, which it does not have either.

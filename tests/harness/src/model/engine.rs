@@ -124,11 +124,13 @@ impl CopyEngine for ModelEdu {
     const MAX_BYTES: usize = 2048;
 
     fn copy(&mut self, _: &GuestRam, _: &Workspace, from: Iova, to: Iova, bytes: usize) -> Result<DmaOutcome> {
+        self.port.system.memory().told();
         move_bytes(&self.port, from.as_u64(), to.as_u64(), bytes);
         Ok(DmaOutcome::Done)
     }
 
     fn poke(&mut self, _: &GuestRam, _: &Workspace, iova: Iova, access: Access) -> Result<DmaOutcome> {
+        self.port.system.memory().told();
         // Nobody tells the device what became of it.
         let _ = match access {
             Access::Read => self.port.read(iova.as_u64(), &mut [0; 4]),
@@ -156,6 +158,7 @@ impl ModelLsi {
     fn run(&mut self, ram: &GuestRam, workspace: &Workspace, script: [u32; 5]) -> DmaOutcome {
         let bytes: Vec<u8> = script.iter().flat_map(|word| word.to_le_bytes()).collect();
         ram.write(workspace.phys, &bytes);
+        self.port.system.memory().told();
         match self.interpret(workspace.iova.as_u64()) {
             Some(()) => DmaOutcome::Done,
             None => DmaOutcome::NoScript,

@@ -8,6 +8,7 @@ use iommu::PhysAddr;
 use iommu::bus::Snoop;
 
 use crate::error::Result;
+use crate::observed::{ObservedMemory, Reader};
 use crate::ram::GuestRam;
 
 /// Bytes of a line of the processor's caches.
@@ -31,6 +32,8 @@ pub(super) enum WriteBuffers {
 pub(super) struct Memory {
     ram: Arc<GuestRam>,
     behind: Option<Behind>,
+    /// What the unit sees instead of either.
+    observed: Option<Arc<ObservedMemory>>,
 }
 
 struct Behind {
@@ -44,7 +47,12 @@ struct Behind {
 impl Memory {
     /// RAM that everybody sees as it is.
     pub(super) fn coherent(ram: Arc<GuestRam>) -> Self {
-        Self { ram, behind: None }
+        Self { ram, behind: None, observed: None }
+    }
+
+    /// RAM of which the unit sees nothing sooner than the driver makes it.
+    pub(super) fn observed(memory: Arc<ObservedMemory>) -> Self {
+        Self { ram: memory.ram().clone(), behind: None, observed: Some(memory) }
     }
 
     /// RAM behind caches that not everybody snoops.
@@ -54,7 +62,14 @@ impl Memory {
     pub(super) fn cached(ram: Arc<GuestRam>, buffers: WriteBuffers) -> Result<Self> {
         let ranges: Vec<_> = ram.ranges().collect();
         let behind = Behind { image: GuestRam::private(&ranges)?, buffers, kept: Mutex::default() };
-        Ok(Self { ram, behind: Some(behind) })
+        Ok(Self { ram, behind: Some(behind), observed: None })
+    }
+
+    /// A device is told to do something: what the driver has made visible before, it may count on.
+    pub(super) fn told(&self) {
+        if let Some(observed) = &self.observed {
+            observed.told();
+        }
     }
 
     /// A device reads; zeros where there is no RAM. Devices snoop.
@@ -100,6 +115,10 @@ impl Memory {
 
     /// The unit reads an aligned quadword.
     pub(super) fn load(&self, phys: PhysAddr, snoop: Snoop) -> Option<u64> {
+        if let Some(observed) = &self.observed {
+            let reader = if snoop == Snoop::Yes { Reader::Snoops } else { Reader::ReadsMemory };
+            return observed.read(phys, reader);
+        }
         match (&self.behind, snoop) {
             (Some(behind), Snoop::No) => Some(!quadword(&behind.image, phys)?.load(Ordering::SeqCst)),
             _ => Some(quadword(&self.ram, phys)?.load(Ordering::SeqCst)),
@@ -108,6 +127,9 @@ impl Memory {
 
     /// The unit writes an aligned doubleword.
     pub(super) fn store32(&self, phys: PhysAddr, value: u32) -> Option<()> {
+        if let Some(observed) = &self.observed {
+            return observed.write32(phys, value);
+        }
         let pointer = aligned(&self.ram, phys, 4)?;
         // SAFETY: aligned, and mapped as long as the RAM is borrowed.
         unsafe { AtomicU32::from_ptr(pointer.cast().as_ptr()) }.store(value, Ordering::SeqCst);
@@ -117,6 +139,9 @@ impl Memory {
 
     /// The unit writes an aligned quadword.
     pub(super) fn store64(&self, phys: PhysAddr, value: u64) -> Option<()> {
+        if let Some(observed) = &self.observed {
+            return observed.write64(phys, value);
+        }
         quadword(&self.ram, phys)?.store(value, Ordering::SeqCst);
         self.write_behind(phys, &value.to_le_bytes());
         Some(())
@@ -124,6 +149,9 @@ impl Memory {
 
     /// The unit exchanges an aligned quadword if it is as expected.
     pub(super) fn compare_exchange(&self, phys: PhysAddr, current: u64, new: u64) -> Option<bool> {
+        if let Some(observed) = &self.observed {
+            return observed.compare_exchange(phys, current, new);
+        }
         let word = quadword(&self.ram, phys)?;
         let done = word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst).is_ok();
         if done {
