@@ -314,13 +314,15 @@ impl<P: Platform> Tlb<P> {
     }
 }
 
-/// Whether a translation is one that an invalidation by address names.
+/// Whether a translation is one that an invalidation by address names. What is kept of a block in pieces goes
+/// as a whole, as with VAE1 (4.4.2.4): the descriptor is what maps the address.
 fn is_leaf_at(base: u64, bits: u8, leaf: &Leaf, range: TlbRange) -> bool {
     let level = match range.ttl {
         0 => true,
         ttl => i16::from(leaf.level) == i16::from(ttl),
     };
-    level && is_at(base, bits, Some(leaf.granule), range)
+    let bits = bits.max(leaf.bits);
+    level && is_at(block(base, bits), bits, Some(leaf.granule), range)
 }
 
 /// Whether a block is one that an invalidation by address names: of the granule of TG, and with a byte of
