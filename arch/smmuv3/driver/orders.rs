@@ -9,7 +9,6 @@ use super::slot::EntrySync;
 use super::unit::SmmuUnit;
 use crate::arch::smmuv3::layout::StreamId;
 use crate::arch::smmuv3::layout::commands::{Command, Completion, Leaf};
-use crate::arch::smmuv3::layout::identification::Idr0;
 use crate::error::{Error, Result};
 use crate::platform::Platform;
 use crate::sync::Site;
@@ -36,17 +35,13 @@ impl<P: Platform> SmmuUnit<P> {
         self.in_order(site::TRANSLATIONS_WAIT, &[(site::TRANSLATIONS, tagged.everything())])
     }
 
-    /// Everything, of whatever the unit did before: first the entries, which could bring translations
-    /// back (SMMU 4.3.6).
+    /// Everything that could be of use to a stream of ours, of whatever the unit did before: not what a
+    /// hypervisor's streams had, for that is never used for others (SMMU 3.17, 3.20.1). In any order: while
+    /// the unit is off, nothing comes back (3.21.1, 3.21.3).
     pub(super) fn forget_everything(&self) -> Result<()> {
         let entries = (site::ALL_ENTRIES, Command::ConfigAll);
-        let sync = (site::ALL_ENTRIES_SYNC, SYNC);
         let translations = (site::ALL_TRANSLATIONS, Command::TlbNsnhAll);
-        let hypervisor = (site::ALL_EL2_TRANSLATIONS, Command::TlbEl2All);
-        let all = [entries, sync, translations, hypervisor];
-        // The last is illegal for a unit without EL2.
-        let orders = if self.capabilities().idr0().contains(Idr0::HYP) { 4 } else { 3 };
-        self.run(site::ALL_WAIT, all.get(..orders).unwrap_or_default())
+        self.run(site::ALL_WAIT, &[entries, translations])
     }
 
     /// Runs an order, unless the unit was not given the tables: then nothing is cached.

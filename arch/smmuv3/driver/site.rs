@@ -13,9 +13,7 @@ sites! {
     TRANSLATIONS = "SMMUv3: translations under a number that a stream leaves";
     TRANSLATIONS_WAIT = "SMMUv3: wait for translations under a number that a stream leaves";
     ALL_ENTRIES = "SMMUv3: everything that was fetched of tables, before translation is on";
-    ALL_ENTRIES_SYNC = "SMMUv3: everything that was fetched of tables, before all translations";
     ALL_TRANSLATIONS = "SMMUv3: all translations, before translation is on";
-    ALL_EL2_TRANSLATIONS = "SMMUv3: all translations of EL2, before translation is on";
     ALL_WAIT = "SMMUv3: wait for everything to be forgotten, before translation is on";
     DEVICE_TLBS = "SMMUv3: device TLBs, of what was unmapped";
     DEVICE_TLBS_ORDER = "SMMUv3: the TLB, before device TLBs";
