@@ -1,5 +1,6 @@
 //! The harness itself on the model.
 
+mod arm;
 #[path = "../common/mod.rs"]
 mod common;
 
@@ -8,7 +9,7 @@ use iommu::pci::{PciConfig, PciFunction, PciKind};
 use iommu::platform::{Platform, Registers};
 use iommu::{Iova, PhysAddr};
 use iommu_harness::devices::POKE;
-use iommu_harness::options::Bridge;
+use iommu_harness::options::{Bridge, MachineOptions};
 use iommu_harness::runner::TestError;
 use iommu_harness::{
     Access, Error, Machine, ModelOptions, ModelX86, Node, QemuX86, Suite, TestResult, VtdOptions, X86Options,
@@ -29,6 +30,7 @@ fn main() {
     suite.test("writes_to_interrupt_addresses_are_messages", writes_to_interrupt_addresses_are_messages);
     suite.test("registers_say_what_the_options_do", registers_say_what_the_options_do);
     suite.test("parts_outlive_the_machine", parts_outlive_the_machine);
+    arm::add(&mut suite);
     suite.run()
 }
 
@@ -51,27 +53,35 @@ fn who_is_no_master_reaches_nothing() -> TestResult {
     Ok(())
 }
 
-/// Ids, kinds and isolation of what the options name.
 fn functions_are_what_they_are_on_qemu() -> TestResult {
-    let options = X86Options::new()
+    let options = functions(X86Options::new());
+    compare_functions(&ModelX86::start(&options)?, &QemuX86::start(&options)?)
+}
+
+/// Engines and bridges of every kind.
+pub(crate) fn functions<B>(options: MachineOptions<B>) -> MachineOptions<B> {
+    options
         .edu("edu")
         .node(Node::lsi("lsi").at(5, 0))
         .node(Node::edu("second").at(5, 2))
         .node(Node::bridge(Bridge::RootPort, "port", [Node::edu("express")]))
         .node(Node::bridge(Bridge::PcieToPci, "pci", [Node::edu("behind")]))
-        .node(Node::bridge(Bridge::Conventional, "old", [Node::lsi("conventional")]));
-    let (model, qemu) = (ModelX86::start(&options)?, QemuX86::start(&options)?);
+        .node(Node::bridge(Bridge::Conventional, "old", [Node::lsi("conventional")]))
+}
+
+/// Ids, kinds and isolation of what the options name.
+pub(crate) fn compare_functions(model: &dyn Machine, qemu: &dyn Machine) -> TestResult {
     for name in ["edu", "lsi", "second", "port", "express", "pci", "behind", "old", "conventional"] {
         let read = |machine: &dyn Machine| {
             let function = PciFunction::read(machine.config(), machine.address_of(name));
             function.map(|f| (f.address, f.vendor, f.device, f.class, f.kind, f.layout, f.multifunction, f.buses))
         };
-        assert!(read(&model).is_some());
-        assert_eq!(read(&model), read(&qemu), "{name}");
+        assert!(read(model).is_some());
+        assert_eq!(read(model), read(qemu), "{name}");
         let acs = |machine: &dyn Machine| {
             PciFunction::read(machine.config(), machine.address_of(name)).and_then(|f| f.acs).map(|acs| acs.capable)
         };
-        assert_eq!(acs(&model), acs(&qemu), "{name}: access control");
+        assert_eq!(acs(model), acs(qemu), "{name}: access control");
     }
     Ok(())
 }
