@@ -118,6 +118,16 @@ impl<'a> Table<'a> {
             platform.clean(NonNull::from(entries).cast(), size_of_val(entries));
         }
     }
+
+    /// Drops the `count` entries from `first` on from the cache, so that they are read as a device wrote
+    /// them that is not snooped.
+    #[inline]
+    pub fn invalidate<P: Platform>(self, site: Site, platform: &P, first: usize, count: usize) {
+        if !site.is_skipped() {
+            let entries = self.entries(first, count);
+            platform.invalidate(NonNull::from(entries).cast(), size_of_val(entries));
+        }
+    }
 }
 
 /// Constructs the entries in place: a loom atomic is more than zeros.

@@ -40,4 +40,12 @@ impl<P: Platform> Visibility<P> {
             table.clean(site, &self.platform, first, count);
         }
     }
+
+    /// Drops `count` entries from `first` on from the cache, if what the unit writes is not snooped. Any
+    /// context.
+    pub fn invalidate(&self, site: Site, table: Table<'_>, first: usize, count: usize) {
+        if self.coherency == WalkerCoherency::NeedsClean {
+            table.invalidate(site, &self.platform, first, count);
+        }
+    }
 }

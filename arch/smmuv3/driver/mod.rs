@@ -9,6 +9,8 @@
 //! | `entries` | tables of entries, in one level or two |
 //! | `stream_table`, `cd_table` | the stream table of a unit, the context descriptors of a stream |
 //! | `slot` | one entry of them, never seen torn |
+//! | `events` | the event queue, global errors |
+//! | `stalls` | requests that wait for an answer |
 //! | `model` | for loom models outside of the crate |
 //! | `update` | the stores that turn one STE or CD into another |
 //! | `unit` | who goes through which domain |
@@ -27,6 +29,7 @@ mod cd_table;
 mod device_tlb;
 mod domains;
 mod entries;
+pub mod events;
 mod invalidation;
 #[cfg(loom)]
 mod model;
@@ -37,6 +40,7 @@ pub mod registers;
 mod reserved;
 mod site;
 mod slot;
+mod stalls;
 mod startup;
 mod stream_table;
 mod streams;
@@ -46,6 +50,8 @@ mod unit;
 mod update;
 
 pub use capabilities::Capabilities;
+#[cfg(any(loom, order_mutants))]
+pub use events::{DrainedEvents, EventQueue};
 #[cfg(loom)]
 pub use model::OneStream;
 pub use queue::{CommandQueue, QueueConfig, Ticket};

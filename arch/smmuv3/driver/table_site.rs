@@ -1,4 +1,5 @@
-//! Where the driver orders what a unit sees of its tables: each barrier, clean and sync by name.
+//! Where the driver orders what a unit sees of its tables, and what it sees of events: each barrier, clean
+//! and sync by name.
 //!
 //! Cleans are for units that do not snoop (IDR0.COHACC).
 
@@ -57,6 +58,7 @@ pub(super) static CD: EntrySites = EntrySites {
 };
 
 sites! {
+    EVENT_INVALIDATE = "SMMUv3: an event dropped from the cache, before it is read";
     STREAM_TABLE_CLEAN = "SMMUv3: clean of a new linear stream table";
     STREAM_L1_CLEAN = "SMMUv3: clean of a new level-1 stream table";
     STREAM_L2_CLEAN = "SMMUv3: clean of a new level-2 stream table, before its descriptor";
