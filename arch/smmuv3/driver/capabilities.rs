@@ -144,6 +144,11 @@ impl Capabilities {
         }
     }
 
+    /// Whether faulting requests can wait for an answer.
+    pub const fn can_stall(&self) -> bool {
+        matches!(self.identification.stall_model(), StallModel::Configurable | StallModel::StallOnly)
+    }
+
     /// Whether all faulting requests wait for an answer, whatever an STE or CD says.
     pub const fn stalls_always(&self) -> bool {
         matches!(self.identification.stall_model(), StallModel::StallOnly)

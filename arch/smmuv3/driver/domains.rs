@@ -14,7 +14,7 @@ use crate::error::{Error, IncompatibleReason, Result, UnsupportedReason};
 use crate::frames::Ref;
 use crate::id::Pasid;
 use crate::iotlb::Tags;
-use crate::ops::{DomainFeatures, DomainOps, DomainSpec, MapFlush, Stage, Unit, UnitTraits};
+use crate::ops::{DomainFeatures, DomainOps, DomainSpec, FaultModel, MapFlush, Stage, Unit, UnitTraits};
 use crate::pgtable::{LPAE_MAIR, LiveSplit, Lpae, Lpae4K, Lpae16K, Lpae64K, LpaeStage, LpaeWalk, PageSizes, PageTable};
 use crate::platform::Platform;
 use crate::window::{Window, Windows};
@@ -182,16 +182,19 @@ impl<P: Platform> SmmuUnit<P> {
     }
 
     /// What the entry of a stream is to say, with a use of the domain's tag taken if it has one.
-    pub(super) fn translation(&self, unit: &Unit, domain: &Domain) -> Result<Translation> {
+    pub(super) fn translation(&self, unit: &Unit, domain: &Domain, fault_model: FaultModel) -> Result<Translation> {
         if domain.kind() == DomainKind::Identity {
-            return Ok(Translation { path: Path::Bypass, tag: None, device_tlb: None });
+            return Ok(Translation::untagged(Path::Bypass));
         }
         let content = content::<P>(domain).ok_or(Error::Incompatible(IncompatibleReason::Driver))?;
         let traits = self.stage_traits(content.stage).ok_or(Error::Incompatible(IncompatibleReason::Stage))?;
         let tag = content.tags.acquire(unit, pasid_of(content.stage), self.ids(content.stage))?;
         // Looked at with the tag taken: what is demanded can grow.
         match content.traits.check_attach(content.input_bits, traits) {
-            Ok(()) => Ok(Translation { path: self.path(&content, tag.id), tag: Some(tag), device_tlb: None }),
+            Ok(()) => {
+                let path = self.path(&content, tag.id, fault_model);
+                Ok(Translation { path, tag: Some(tag), device_tlb: None, fault_model })
+            }
             Err(error) => {
                 self.release(unit, domain, Some(tag));
                 Err(error)
@@ -202,12 +205,14 @@ impl<P: Platform> SmmuUnit<P> {
     /// What a stream is told of a domain that nobody unmaps from, under a number of its own for good.
     pub(super) fn untagged(&self, domain: &Domain) -> Result<Path> {
         let content = content::<P>(domain).ok_or(Error::Incompatible(IncompatibleReason::Driver))?;
-        Ok(self.path(&content, self.ids(content.stage).alloc()?))
+        Ok(self.path(&content, self.ids(content.stage).alloc()?, FaultModel::Terminate))
     }
 
-    fn path(&self, content: &Content<'_, P>, id: u32) -> Path {
+    fn path(&self, content: &Content<'_, P>, id: u32, fault_model: FaultModel) -> Path {
         let (walk, output_bits) = (content.walk, self.capabilities().reachable_bits(self.granule));
-        let stalls = self.capabilities().stalls_always();
+        // A unit that cannot do otherwise takes no other entry (5.4, S): what shall not wait is terminated
+        // when its event is read.
+        let stalls = fault_model == FaultModel::Stall || self.capabilities().stalls_always();
         match content.stage {
             Stage::First => {
                 let cd = Cd::new(Asid(id as u16), content.root, self.granule, content.input_bits, output_bits)

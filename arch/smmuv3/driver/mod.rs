@@ -9,6 +9,7 @@
 //! | `entries` | tables of entries, in one level or two |
 //! | `stream_table`, `cd_table` | the stream table of a unit, the context descriptors of a stream |
 //! | `slot` | one entry of them, never seen torn |
+//! | `faults` | what the unit tells, as the core has it |
 //! | `events` | the event queue, global errors |
 //! | `stalls` | requests that wait for an answer |
 //! | `model` | for loom models outside of the crate |
@@ -30,6 +31,7 @@ mod device_tlb;
 mod domains;
 mod entries;
 pub mod events;
+mod faults;
 mod invalidation;
 #[cfg(loom)]
 mod model;

@@ -11,11 +11,10 @@ use super::unit::SmmuUnit;
 use crate::addr::{Iova, IovaRange, PhysAddr};
 use crate::arch::smmuv3::layout::commands::Command;
 use crate::arch::smmuv3::layout::identification::{Idr0, Idr3};
-use crate::arch::smmuv3::layout::registers::Gerror;
 use crate::device::DeviceInfo;
 use crate::domain::{Domain, DomainKind};
 use crate::error::{Error, Result, UnsupportedReason};
-use crate::fault::{DrainedFaults, FaultRecord};
+use crate::fault::{DrainedFaults, FaultRecord, StallAnswer, StallTag};
 use crate::id::SourceId;
 use crate::iotlb::{Invalidation, Ticket};
 use crate::ops::{Capability, Coverage, DomainSpec, InterruptKind, IommuOps, Msi, Requester, Stage, Unit, UnitTraits};
@@ -77,6 +76,11 @@ impl<P: Platform> IommuOps for SmmuUnit<P> {
             self.firmware.regions(self.index, stream).try_for_each(|region| regions.add(region))?;
         }
         Ok(())
+    }
+
+    fn supports_stalls(&self, device: &DeviceInfo) -> bool {
+        let bears_it = |source: &SourceId| self.firmware.platform_stream(*source).is_some_and(|stream| stream.stall);
+        self.capabilities().can_stall() && !device.sources.is_empty() && device.sources.iter().all(bears_it)
     }
 
     fn supports_ats(&self, device: &DeviceInfo, pci: &dyn PciConfig) -> bool {
@@ -150,17 +154,12 @@ impl<P: Platform> IommuOps for SmmuUnit<P> {
         self.start()
     }
 
-    fn drain_faults(&self, _visit: &mut dyn FnMut(FaultRecord)) -> DrainedFaults {
-        let errors = self.registers.global_errors();
-        if errors.intersects(Gerror::CMDQ_ERR | Gerror::SFM_ERR) {
-            self.queue.recover(&self.registers);
-            // Nobody may be waiting for what the recovery gave up.
-            if self.queue.is_fenced() {
-                self.fence();
-            }
-        }
-        self.registers.acknowledge(errors & !(Gerror::CMDQ_ERR | Gerror::SFM_ERR));
-        DrainedFaults::default()
+    fn answer_stall(&self, tag: StallTag, answer: StallAnswer) -> Result<()> {
+        self.stalls.answer(&self.platform, tag, answer, &mut |command| self.resume_request(command))
+    }
+
+    fn drain_faults(&self, visit: &mut dyn FnMut(FaultRecord)) -> DrainedFaults {
+        self.visit_faults(visit)
     }
 
     /// A message for events and global errors. A unit without messages has wires, which firmware tells of

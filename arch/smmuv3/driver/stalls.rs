@@ -15,7 +15,7 @@ use crate::sync::Lock;
 use crate::sync::atomic::{Ordering, fence};
 
 /// Requests that wait at a time in one unit; one more is terminated.
-pub const MAX_HELD_STALLS: usize = 64;
+pub(super) const MAX_HELD_STALLS: usize = 64;
 
 /// Whether requests of a stream may wait now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -97,6 +97,11 @@ impl HeldStalls {
             terminated.inspect_err(|_| self.put_back(platform, stream, tag))?;
         }
         Ok(())
+    }
+
+    /// Translation was turned off, which has terminated all of them. Task only.
+    pub(super) fn clear<P: Platform>(&self, platform: &P) {
+        self.list.lock(platform).clear();
     }
 
     fn take<P: Platform>(&self, platform: &P, stream: StreamId, tag: u16) -> bool {

@@ -28,6 +28,7 @@ impl<P: Platform> SmmuUnit<P> {
                 other => other?,
             }
         }
+        self.events.halt()?;
         registers.turn_off(EVERYTHING)?;
         registers.set_attributes(
             match self.coherency {
@@ -43,7 +44,11 @@ impl<P: Platform> SmmuUnit<P> {
         self.queue.reset(registers)?;
         self.forget_everything()?;
         self.release_quarantined();
+        // Turning translation off has ended them (6.3.9.6).
+        self.stalls.clear(&self.platform);
         registers.acknowledge(Gerror::all());
+        self.events.start(registers);
+        registers.turn_on(Cr0::EVENTQEN)?;
         if self.capabilities().idr0().contains(Idr0::ATS) {
             registers.turn_on(Cr0::ATSCHK)?;
         }
@@ -64,9 +69,11 @@ impl<P: Platform> SmmuUnit<P> {
         let _ = registers.set_untranslated(requests);
         registers.turn_off(Cr0::SMMUEN)?;
         self.queue.stop(registers)?;
+        self.events.halt()?;
         registers.turn_off(EVERYTHING)?;
         registers.set_interrupts(IrqCtrl::empty())?;
         self.shown.store(false, Ordering::SeqCst);
+        self.stalls.clear(&self.platform);
         self.release_quarantined();
         Ok(())
     }

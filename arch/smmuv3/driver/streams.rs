@@ -2,10 +2,12 @@
 
 use super::cd_table::CdTable;
 use super::invalidation::Tagged;
-use super::translation::{Path, Served};
+use super::stalls::Holds;
+use super::translation::{Path, Served, Translation};
 use crate::arch::smmuv3::layout::StreamId;
 use crate::error::Result;
 use crate::frames::{RadixMap, Ref, Registry};
+use crate::ops::FaultModel;
 use crate::platform::Platform;
 use crate::sync::Lock;
 
@@ -15,6 +17,8 @@ pub(super) struct Attached<P: Platform> {
     pub(super) path: Path,
     /// Whether the entry lets a device TLB be filled.
     pub(super) served: Served,
+    /// What becomes of requests that fault.
+    pub(super) fault_model: FaultModel,
     /// Under which number it is cached.
     pub(super) tagged: Option<Tagged>,
     /// The descriptors that the entry leads to, with stage 1.
@@ -22,7 +26,8 @@ pub(super) struct Attached<P: Platform> {
 }
 
 impl<P: Platform> Attached<P> {
-    pub(super) const BLOCKED: Self = Self { path: Path::Blocked, served: Served::No, tagged: None, cds: None };
+    pub(super) const BLOCKED: Self =
+        Self { path: Path::Blocked, served: Served::No, fault_model: FaultModel::Terminate, tagged: None, cds: None };
 }
 
 /// One stream. It is changed by one processor at a time: its sources belong to a group, which is claimed
@@ -36,9 +41,17 @@ pub(super) struct Stream<P: Platform> {
 
 impl<P: Platform> Stream<P> {
     /// Whether the entry says this already.
-    pub(super) fn says(&self, platform: &P, path: Path, served: Served) -> bool {
+    pub(super) fn says(&self, platform: &P, new: &Translation) -> bool {
         let attached = self.attached.lock(platform);
-        attached.path == path && attached.served == served
+        (attached.path, attached.served, attached.fault_model) == (new.path, new.served(), new.fault_model)
+    }
+
+    /// Whether requests may wait now.
+    pub(super) fn holds(&self, platform: &P) -> Holds {
+        match self.attached.lock(platform).fault_model {
+            FaultModel::Stall => Holds::Yes,
+            FaultModel::Terminate => Holds::No,
+        }
     }
 
     /// Notes what it goes through now; gives what it was.

@@ -7,7 +7,7 @@ use crate::arch::smmuv3::layout::stream_table::{Eats, Stage2};
 use crate::arch::smmuv3::layout::{Asid, Cd, Ste, Vmid};
 use crate::id::Pasid;
 use crate::iotlb::CacheTag;
-use crate::ops::Stage;
+use crate::ops::{FaultModel, Stage};
 use crate::platform::Platform;
 
 /// The VMID of stage-1 translations, which no stage 2 has (SMMU 3.17).
@@ -59,10 +59,17 @@ pub(super) struct Translation {
     pub(super) tag: Option<CacheTag>,
     /// The device TLB that is served.
     pub(super) device_tlb: Option<CacheTag>,
+    /// What becomes of requests that fault.
+    pub(super) fault_model: FaultModel,
 }
 
 impl Translation {
-    pub(super) const BLOCKED: Self = Self { path: Path::Blocked, tag: None, device_tlb: None };
+    pub(super) const BLOCKED: Self = Self::untagged(Path::Blocked);
+
+    /// Of what is not cached under any number, and does not fault.
+    pub(super) const fn untagged(path: Path) -> Self {
+        Self { path, tag: None, device_tlb: None, fault_model: FaultModel::Terminate }
+    }
 
     pub(super) const fn served(&self) -> Served {
         if self.device_tlb.is_some() { Served::Yes } else { Served::No }

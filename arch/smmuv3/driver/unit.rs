@@ -8,10 +8,12 @@ use super::capabilities::Capabilities;
 use super::cd_table::{CdTable, Failed, Replaced, replace_default};
 use super::device_tlb::FencedDevices;
 use super::domains::{SmmuDomain, tags_of};
+use super::events::EventQueue;
 use super::invalidation::Tagged;
 use super::queue::{CommandQueue, QueueConfig};
 use super::registers::{RegisterPages, SmmuRegisters, Untranslated};
 use super::reserved::AllReserved;
+use super::stalls::HeldStalls;
 use super::stream_table::{Levels, StreamTable};
 use super::streams::{Attached, Stream, Streams};
 use super::translation::{Path, Translation};
@@ -32,6 +34,8 @@ use crate::platform::Platform;
 use crate::sync::Lock;
 use crate::sync::atomic::{AtomicBool, Ordering, fence};
 
+/// Binary logarithm of the events that are kept until they are read: one frame.
+const EVENTS_LOG2: u8 = 7;
 /// Attachments of a fenced unit that could not be let go. Beyond it they are leaked.
 const QUARANTINED: usize = 32;
 
@@ -44,9 +48,13 @@ pub struct SmmuUnit<P: Platform> {
     pub(super) index: usize,
     pub(super) registers: SmmuRegisters<P>,
     pub(super) queue: CommandQueue<P>,
+    /// Dropped only after hardware has stopped writing it.
+    pub(super) events: ManuallyDrop<EventQueue<P>>,
+    /// Requests that wait for an answer.
+    pub(super) stalls: HeldStalls,
     /// Dropped only after hardware has stopped walking it.
     pub(super) tables: ManuallyDrop<StreamTable<P>>,
-    streams: ManuallyDrop<Streams<P>>,
+    pub(super) streams: ManuallyDrop<Streams<P>>,
     pub(super) reserved: ManuallyDrop<AllReserved<P>>,
     /// Whether the unit was given the tables, and may have cached something of them.
     pub(super) shown: AtomicBool,
@@ -109,6 +117,8 @@ impl<P: Platform> SmmuUnit<P> {
             ..QueueConfig::default()
         };
         let visibility = Visibility { platform: platform.clone(), coherency };
+        let events = EVENTS_LOG2.min(capabilities.event_queue_log2());
+        let events = EventQueue::new(visibility.clone(), events, queue.last)?;
         let tables = StreamTable::new(visibility, capabilities.stream_id_bits(), levels, Ste::abort())?;
         let ids = |bits: u8| {
             let ids = IdBitmap::new(platform.clone(), (1 << bits) - 1, NoSpaceReason::DomainIds)?;
@@ -118,6 +128,8 @@ impl<P: Platform> SmmuUnit<P> {
         };
         let unit = Self {
             queue: CommandQueue::new(platform.clone(), queue)?,
+            events: ManuallyDrop::new(events),
+            stalls: HeldStalls::default(),
             tables: ManuallyDrop::new(tables),
             streams: ManuallyDrop::new(Streams::new(&platform)?),
             reserved: ManuallyDrop::new(AllReserved::new(platform.clone())?),
@@ -167,14 +179,14 @@ impl<P: Platform> SmmuUnit<P> {
         let id = self.stream_of(requester.source).ok_or(Error::NoDevice)?;
         self.refuse_if_fenced()?;
         self.refuse_fenced_device(id)?;
-        let mut new = self.translation(unit, domain)?;
+        let mut new = self.translation(unit, domain, requester.fault_model)?;
         let stream = self.acquire_device_tlb(unit, requester, domain, new.tag).and_then(|tlb| {
             new.device_tlb = tlb;
             self.streams.find_or_make(id)
         });
         let changed = match stream {
             // An alias that another device of the group has brought here.
-            Ok(stream) if stream.says(&self.platform, new.path, new.served()) => Changed::Not(Ok(())),
+            Ok(stream) if stream.says(&self.platform, &new) => Changed::Not(Ok(())),
             Ok(stream) => self.change(unit, requester, &stream, &new, old),
             Err(error) => Changed::Not(Err(error)),
         };
@@ -223,13 +235,16 @@ impl<P: Platform> SmmuUnit<P> {
     ) -> Changed {
         let old_tlb = self.device_tlb(unit, requester, old);
         let tagged = new.tag.map(Tagged::of);
-        let mut now = Attached { path: new.path, served: new.served(), tagged, cds: None };
+        let (path, served, fault_model) = (new.path, new.served(), new.fault_model);
+        let mut now = Attached { path, served, fault_model, tagged, cds: None };
         let mut before = stream.replace(&self.platform, Attached::BLOCKED);
         let written = self.write(stream.id, &mut before, &mut now);
         if written == Err(Error::NoMemory) {
             stream.replace(&self.platform, before);
             return Changed::Not(written);
         }
+        // None that comes from here on waits under what was before.
+        let written = written.and_then(|()| self.terminate_stalls(stream.id));
         // The translations come after the entry, which could bring them back (SMMU 4.3.6); a device TLB is
         // the last to be told (3.9.1).
         let gone = written
@@ -364,8 +379,9 @@ impl<P: Platform> SmmuUnit<P> {
 impl<P: Platform> Drop for SmmuUnit<P> {
     fn drop(&mut self) {
         if !self.may_cache() || self.stop(Untranslated::Abort).is_ok() {
-            // SAFETY: dropped once, here, and hardware walks them no more. Otherwise they are leaked.
+            // SAFETY: dropped once, here, and hardware uses them no more. Otherwise they are leaked.
             unsafe {
+                ManuallyDrop::drop(&mut self.events);
                 ManuallyDrop::drop(&mut self.tables);
                 ManuallyDrop::drop(&mut self.streams);
                 ManuallyDrop::drop(&mut self.reserved);
