@@ -52,9 +52,8 @@ mod unit;
 mod update;
 
 pub use capabilities::Capabilities;
-#[cfg(any(loom, order_mutants))]
 pub use events::{DrainedEvents, EventQueue};
-#[cfg(loom)]
+#[cfg(any(loom, order_mutants))]
 pub use model::OneStream;
 pub use queue::{CommandQueue, QueueConfig, Ticket};
 pub use registers::{RegisterPages, SmmuRegisters, Untranslated};

@@ -257,7 +257,13 @@ impl<U: Unit> Bench<U> {
         self.settled_access(source, address, false, place)
     }
 
-    pub(crate) fn settled_access(&self, source: impl Into<Source>, address: u64, write: bool, place: Option<u64>) -> Verdict {
+    pub(crate) fn settled_access(
+        &self,
+        source: impl Into<Source>,
+        address: u64,
+        write: bool,
+        place: Option<u64>,
+    ) -> Verdict {
         let source = source.into();
         self.watch_access(source, address, write, &[place]);
         // A device starts: everything that was ordered before is there.

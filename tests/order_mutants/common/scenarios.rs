@@ -4,7 +4,8 @@ use iommu::device::Trust;
 use iommu::domain::DomainOptions;
 use iommu::ops::Stage;
 use iommu::{
-    AtsPolicy, BootPolicy, Device, Domain, DomainKind, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot, StallPolicy,
+    AtsPolicy, BootPolicy, Device, Domain, DomainKind, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot,
+    StallPolicy,
 };
 
 use super::bench::{Bench, Convicted, FIRST, SECOND, Unit, Verdict};
@@ -14,8 +15,12 @@ pub(crate) const FAR: u16 = 0x8008;
 /// Reserved by firmware for the first function.
 pub(crate) const RESERVED: u64 = 0x7000_0000;
 /// Device TLBs too.
-pub(crate) const POLICY: Policy =
-    Policy { ats: AtsPolicy::Trusted, boot: BootPolicy::Blocked, default_domain: DomainKind::Paging, stalls: StallPolicy::Off };
+pub(crate) const POLICY: Policy = Policy {
+    ats: AtsPolicy::Trusted,
+    boot: BootPolicy::Blocked,
+    default_domain: DomainKind::Paging,
+    stalls: StallPolicy::Off,
+};
 
 /// Where nothing is ever mapped.
 pub(crate) const NOWHERE: u64 = 0x6666_0000;

@@ -3,6 +3,7 @@
 use iommu::Iommu;
 use iommu::Iova;
 use iommu::PhysAddr;
+use iommu::Prot;
 use iommu::arch::vtd;
 use iommu::arch::vtd::driver::{PreviousTables, VtdOptions};
 use iommu::arch::vtd::layout::registers::{PMEN_EPM, PMEN_PRS, offset};
@@ -10,7 +11,6 @@ use iommu::arch::vtd::layout::{Cap, Ecap};
 use iommu::domain::{DirtyBitmap, DirtyRead, DirtyTracking, DomainOptions};
 use iommu::ops::DomainFeatures;
 use iommu::pgtable::{AccessedDirty, Config, PageSize, PageSizes, PageTable, SecondStage, TableList, WalkerCoherency};
-use iommu::Prot;
 use iommu_harness::observed::Reader;
 
 use super::{Bench, VtdUnit, queue};

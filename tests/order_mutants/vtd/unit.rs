@@ -7,9 +7,9 @@ use iommu::arch::vtd::device::{
     Answer, Blocked, DeviceAnswer, DeviceConfig, Host, Recorded, Request, RequestAccess, Snoop, Step, Unreachable,
     VtdDevice,
 };
-use iommu::arch::vtd::layout::{Cap, FaultReason};
 use iommu::arch::vtd::layout::descriptors::{DevicePasids, DeviceRange, Drain};
 use iommu::arch::vtd::layout::registers::{FaultStatus, Global, offset};
+use iommu::arch::vtd::layout::{Cap, FaultReason};
 use iommu::bus::AddressType;
 use iommu::ops::Msi;
 use iommu::platform::Registers;
