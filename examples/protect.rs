@@ -6,9 +6,9 @@
 //! ```
 //!
 //! makes a PC with a VT-d unit and a device called `edu`, all of it in this process, and programs the
-//! unit as a kernel would. With `-- --qemu` it is a PC in QEMU, programmed from here as a kernel would
-//! from inside; with `-- --arch smmuv3 --qemu` an Arm machine: the story is the same. The exit status is
-//! not zero if anything is not as told.
+//! unit as a kernel would. With `-- --arch smmuv3` it is an Arm machine. With `--qemu` either is in QEMU,
+//! programmed from here as a kernel would from inside: the story is the same. The exit status is not
+//! zero if anything is not as told.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -18,10 +18,10 @@ use iommu::device::Trust;
 use iommu::ops::InterruptKind;
 use iommu::{Iommu, Iova, IovaRange, Policy, Prot};
 use iommu_harness::{
-    Access, ArmOptions, DmaOutcome, Machine, ModelX86, QemuArm, QemuX86, SmmuOptions, VtdOptions, X86Options,
+    Access, ArmOptions, DmaOutcome, Machine, ModelArm, ModelX86, QemuArm, QemuX86, SmmuOptions, VtdOptions, X86Options,
 };
 
-const USAGE: &str = "usage: protect [--qemu], protect --arch vtd [--qemu], protect --arch smmuv3 --qemu";
+const USAGE: &str = "usage: protect [--arch vtd|smmuv3] [--qemu]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -41,12 +41,12 @@ fn main() -> ExitCode {
 fn machine(arguments: &[String]) -> Result<Box<dyn Machine>, Box<dyn Error>> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let x86 = X86Options::new().vtd(VtdOptions::default()).edu("edu");
+    let arm = ArmOptions::new().smmu(SmmuOptions::default()).edu("edu");
     Ok(match words[..] {
         [] | ["--arch", "vtd"] => Box::new(ModelX86::start(&x86)?),
         ["--qemu"] | ["--arch", "vtd", "--qemu"] => Box::new(QemuX86::start(&x86)?),
-        ["--arch", "smmuv3", "--qemu"] => {
-            Box::new(QemuArm::start(&ArmOptions::new().smmu(SmmuOptions::default()).edu("edu"))?)
-        }
+        ["--arch", "smmuv3"] => Box::new(ModelArm::start(&arm)?),
+        ["--arch", "smmuv3", "--qemu"] => Box::new(QemuArm::start(&arm)?),
         _ => return Err(USAGE.into()),
     })
 }
