@@ -252,7 +252,6 @@ mod tests {
     use iommu::arch::smmuv3::layout::identification::{Idr0, StallModel};
 
     use super::ArmModelOptions;
-    use crate::observed::Adversary;
     use crate::options::{SmmuGranule, SmmuOptions, SmmuStages};
 
     /// The registers that QEMU 10 shows, but for a queue of page requests, which it does not have either.
