@@ -101,6 +101,13 @@ pub(crate) fn odd_configurations() -> Vec<Configuration> {
         ];
         all.extend(each.map(|(name, options)| model(name, stages, SmmuGranule::Size4K, options)));
     }
+    let no_ranges = || incoherent().without_idr3(Idr3::RIL);
+    all.extend([
+        model("first-16k-incoherent", FIRST, SmmuGranule::Size16K, incoherent()),
+        model("first-64k-no-ranges", FIRST, SmmuGranule::Size64K, no_ranges()),
+        model("second-16k-no-ranges", SECOND, SmmuGranule::Size16K, no_ranges()),
+        model("second-64k-small", SECOND, SmmuGranule::Size64K, incoherent().queues(3, 2)),
+    ]);
     all
 }
 

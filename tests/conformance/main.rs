@@ -78,6 +78,7 @@ const X86_CASES: &[Case] = &[Case { name: "regions::interrupts", devices: one_ed
 /// What only Arm has.
 const ARM_CASES: &[Case] = &[
     Case { name: "regions::doorbell", devices: one_edu, run: regions::doorbell },
+    Case { name: "regions::direct_never_probed", devices: two_edus, run: regions::direct_never_probed },
     Case { name: "faults::overflow", devices: edu_and_lsi, run: faults::overflow },
     Case { name: "domains::device_tree", devices: two_edus, run: domains::device_tree },
 ];

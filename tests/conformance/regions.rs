@@ -40,6 +40,17 @@ pub(crate) fn direct(machine: &dyn Machine) -> TestResult {
     Ok(())
 }
 
+/// A device that the kernel does not know goes on reaching what firmware gave it, and nothing else.
+pub(crate) fn direct_never_probed(machine: &dyn Machine) -> TestResult {
+    let (buffer, edu) = (machine.buffer(0x2_0000)?, machine.device("edu").address());
+    let firmware = Firmware::of(machine)?.with_direct_region(edu, &buffer);
+    let rig = Rig::boot(machine, Policy::default(), firmware, |address| address != edu)?;
+    let _ = rig.engine("edu").poke(buffer.iova(), Access::Write)?;
+    assert_eq!((buffer.read(0, 4), rig.faults()), (b"POKE".to_vec(), vec![]));
+    rig.assert_blocked("edu", Iova::new(buffer.iova().as_u64() + buffer.bytes()), Access::Write);
+    Ok(())
+}
+
 pub(crate) fn direct_refuses_blocked(machine: &dyn Machine) -> TestResult {
     let (rig, _buffer) = with_direct_region(machine)?;
     let blocked = rig.iommu.blocked_domain().clone();
