@@ -11,6 +11,7 @@
 //! | `stalls` | requests that wait until software decides |
 //! | `cache` | STEs, CDs, TLB, walk caches, and what invalidates them |
 //! | `translate` | what becomes of what devices ask |
+//! | `speculation` | walks for which nobody waits |
 //! | `request` | what devices ask, and what it answers |
 //! | `walk` | from the StreamID to the page |
 //!
@@ -101,6 +102,7 @@ mod page_requests;
 mod queue;
 mod registers;
 mod request;
+mod speculation;
 mod stalls;
 mod step;
 #[cfg(test)]

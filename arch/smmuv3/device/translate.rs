@@ -349,7 +349,7 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
         let ste = match kept {
             Some(ste) => ste,
             None => {
-                let mut structures = Structures { device: self, view, stream, tags: None, split: None };
+                let mut structures = Structures::new(self, view, stream, None);
                 let ste = walk::stream(&self.host, id, &view.table, stream, &mut structures)?;
                 self.keep(view, |caches| caches.configuration.keep_entry(stream, ste));
                 self.prefetch_entry(view, StreamId(stream.0 ^ 1));
@@ -365,7 +365,7 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
     fn prefetch_entry(&self, view: &View, stream: StreamId) {
         let kept = self.state.lock(&self.platform).caches.configuration.entry(stream, Retention::Keep);
         if kept.is_none() {
-            let mut structures = Structures { device: self, view, stream, tags: None, split: None };
+            let mut structures = Structures::new(self, view, stream, None);
             let found = walk::stream(&self.host, &self.config.identification, &view.table, stream, &mut structures);
             if let Ok(ste) = found {
                 self.keep(view, |caches| caches.configuration.keep_entry(stream, ste));
@@ -383,8 +383,8 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
             return;
         }
         let tags = self.context_of(view, *ste, None).tags(id);
-        let mut structures =
-            Structures { device: self, view, stream, tags: Some(tags), split: ste.cd_format().split() };
+        let split = ste.cd_format().split();
+        let mut structures = Structures { split, ..Structures::new(self, view, stream, Some(tags)) };
         if let Ok(cd) = walk::context(&self.host, id, ste, index, &mut structures) {
             self.keep(view, |caches| caches.configuration.keep_context(stream, index, cd));
         }
@@ -399,7 +399,7 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
             None => {
                 let tags = self.context_of(view, *ste, None).tags(id);
                 let split = ste.cd_format().split();
-                let mut structures = Structures { device: self, view, stream, tags: Some(tags), split };
+                let mut structures = Structures { split, ..Structures::new(self, view, stream, Some(tags)) };
                 let cd = walk::context(&self.host, id, ste, index, &mut structures)?;
                 self.keep(view, |caches| caches.configuration.keep_context(stream, index, cd));
                 self.prefetch_descriptor(view, stream, ste, index ^ 1);
@@ -441,7 +441,8 @@ impl<P: Platform, H: Host, C: Chooser> SmmuDevice<P, H, C> {
                 Err(Conflict) => {}
             }
         }
-        let mut structures = Structures { device: self, view, stream, tags: Some(tags), split: None };
+        let mut structures =
+            Structures { nested: context.ste.config().has_stage2(), ..Structures::new(self, view, stream, Some(tags)) };
         let translation = walk::translate(&self.host, id, context, lookup, &mut structures)?;
         if let (Some(first), Retained::Freely) = (translation.stage1, translation.retained()) {
             let has = id.idr3().contains(Idr3::E0PD) && context.world != StreamWorld::NsEl2;
@@ -559,6 +560,14 @@ struct Structures<'a, P: Platform, H: Host, C: Chooser> {
     tags: Option<Tags>,
     /// Where the CD table is split.
     split: Option<u8>,
+    /// Whether stage 2 says where tables of stage 1 are.
+    nested: bool,
+}
+
+impl<'a, P: Platform, H: Host, C: Chooser> Structures<'a, P, H, C> {
+    const fn new(device: &'a SmmuDevice<P, H, C>, view: &'a View, stream: StreamId, tags: Option<Tags>) -> Self {
+        Self { device, view, stream, tags, split: None, nested: true }
+    }
 }
 
 impl<P: Platform, H: Host, C: Chooser> Structures<'_, P, H, C> {
@@ -576,7 +585,8 @@ impl<P: Platform, H: Host, C: Chooser> StructureCache for Structures<'_, P, H, C
 
     fn keep_table(&mut self, stage: Stage, address: u64, structure: Structure) {
         if let Some(tags) = self.tags {
-            self.device.keep(self.view, |caches| caches.tlb.keep_table(stage, &tags, address, structure));
+            let at = (stage == Stage::Two || !self.nested).then_some(PhysAddr::new(structure.table));
+            self.device.keep(self.view, |caches| caches.tlb.keep_table(stage, &tags, address, structure, at));
         }
     }
 

@@ -93,6 +93,11 @@ impl<T: Copy, P: Platform> Lines<T, P> {
         }
     }
 
+    /// Every line.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.slots.values().iter().flatten()
+    }
+
     /// Lines that hold something.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {

@@ -1,6 +1,7 @@
 //! Translations, and tables on the way to them (SMMU 3.17, 4.4).
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
+use crate::addr::PhysAddr;
 use crate::arch::smmuv3::device::queue::is_aligned;
 use crate::arch::smmuv3::device::walk::{Leaf, Scope, Stage, StreamWorld, Structure, Tags};
 use crate::arch::smmuv3::layout::commands::{Command, Leaf as Levels, TlbRange};
@@ -78,6 +79,8 @@ struct TableLine {
     tags: Tags,
     base: u64,
     structure: Structure,
+    /// Where it is in memory; unknown where stage 2 is to say.
+    at: Option<PhysAddr>,
 }
 
 impl TableLine {
@@ -210,16 +213,18 @@ impl<P: Platform> Tlb<P> {
         })
     }
 
+    /// The table is in memory `at` this address, if that is known.
     pub(in crate::arch::smmuv3::device) fn keep_table(
         &mut self,
         stage: Stage,
         tags: &Tags,
         address: u64,
         structure: Structure,
+        at: Option<PhysAddr>,
     ) {
         let tags = of_stage(stage, tags);
         let base = block(address, structure.block_bits);
-        let line = TableLine { stage, tags, base, structure };
+        let line = TableLine { stage, tags, base, structure, at };
         let is = |old: &TableLine| {
             old.structure.level == structure.level
                 && old.structure.block_bits == structure.block_bits
@@ -228,6 +233,11 @@ impl<P: Platform> Tlb<P> {
                 && old.tags == tags
         };
         self.tables.insert(hash(tags.vmid, base, structure.block_bits), line, is);
+    }
+
+    /// Where the tables are that are kept.
+    pub(in crate::arch::smmuv3::device) fn physical_tables(&self) -> impl Iterator<Item = PhysAddr> {
+        self.tables.iter().filter_map(|line| line.at)
     }
 
     /// CMD_TLBI_*. `hypervisor` is the stream world of hypervisors by CR2.E2H.
