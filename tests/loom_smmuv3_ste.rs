@@ -174,12 +174,12 @@ fn a_cd_changes() {
     for (new, passage) in [(cd(1, 0xb_0000), Passage::Hitless), (cd(2, 0xb_0000), Passage::Blocked)] {
         explore(move || {
             let (unit, old) = (Unit::new(), cd(1, 0xa_0000));
-            unit.stream.write(old, &*unit).unwrap();
+            unit.stream.write(0, old, &*unit).unwrap();
             let walker = thread::spawn({
                 let unit = unit.clone();
                 move || Cd::from(unit.fetch(unit.stream.cd()))
             });
-            assert_eq!(unit.stream.write(new, &*unit), Ok(passage));
+            assert_eq!(unit.stream.write(0, new, &*unit), Ok(passage));
             let fetched = meaning(walker.join().unwrap());
             let known = [meaning(old), meaning(new)].contains(&fetched);
             assert!(known || passage == Passage::Blocked && fetched.is_none(), "{fetched:x?}");

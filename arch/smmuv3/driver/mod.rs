@@ -12,7 +12,7 @@
 //! | `faults` | what the unit tells, as the core has it |
 //! | `events` | the event queue, global errors |
 //! | `stalls` | requests that wait for an answer |
-//! | `model` | for loom models outside of the crate |
+//! | `model` | for loom models and tests of mutants outside of the crate |
 //! | `update` | the stores that turn one STE or CD into another |
 //! | `unit` | who goes through which domain |
 //! | `streams` | what the entry of each stream says at present |
@@ -33,7 +33,7 @@ mod entries;
 pub mod events;
 mod faults;
 mod invalidation;
-#[cfg(loom)]
+#[cfg(any(loom, order_mutants))]
 mod model;
 mod ops;
 mod orders;

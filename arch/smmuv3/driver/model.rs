@@ -1,10 +1,11 @@
-//! What a loom model, outside of the crate, needs of tables with one entry.
+//! What a loom model, or a test of mutants, outside of the crate, needs of tables for one stream.
 
 use super::cd_table::CdTable;
 use super::slot::EntrySync;
 use super::stream_table::{Levels, StreamTable};
 use super::update::Passage;
 use crate::addr::PhysAddr;
+use crate::arch::smmuv3::layout::registers::{StrtabBase, StrtabBaseCfg};
 use crate::arch::smmuv3::layout::{Cd, Ste, StreamId};
 use crate::error::Result;
 use crate::hwmem::Visibility;
@@ -13,7 +14,7 @@ use crate::platform::Platform;
 
 const STREAM: StreamId = StreamId(0);
 
-/// A stream table with one entry, and a table with one CD to which it may lead.
+/// A stream table with one entry, and a table with CDs to which it may lead.
 #[derive(Debug)]
 pub struct OneStream<P: Platform> {
     streams: StreamTable<P>,
@@ -21,11 +22,21 @@ pub struct OneStream<P: Platform> {
 }
 
 impl<P: Platform> OneStream<P> {
-    /// The stream is blocked, the CD not valid.
+    /// The stream is blocked, the only CD not valid.
     pub fn new(platform: P) -> Result<Self> {
-        let visibility = Visibility { platform, coherency: WalkerCoherency::Snoops };
+        Self::with_substreams(platform, WalkerCoherency::Snoops, 0)
+    }
+
+    /// The stream is blocked, and no CD is valid of those for SubstreamIDs of `bits` bits.
+    pub fn with_substreams(platform: P, coherency: WalkerCoherency, bits: u8) -> Result<Self> {
+        let visibility = Visibility { platform, coherency };
         let streams = StreamTable::new(visibility.clone(), 0, Levels::One, Ste::abort())?;
-        Ok(Self { streams, cds: CdTable::new(visibility, 0, Levels::One)? })
+        Ok(Self { streams, cds: CdTable::new(visibility, bits, Levels::OneOrTwo)? })
+    }
+
+    /// Where the stream table is, and its shape, for the registers.
+    pub fn stream_table(&self) -> (StrtabBase, StrtabBaseCfg) {
+        (self.streams.base(), self.streams.config())
     }
 
     /// Where the STE lies.
@@ -33,9 +44,14 @@ impl<P: Platform> OneStream<P> {
         self.streams.base().address()
     }
 
-    /// Where the CD lies.
+    /// Where the CDs lie.
     pub fn cd(&self) -> PhysAddr {
         self.cds.stream_entry().cd_table()
+    }
+
+    /// An STE that leads to the CDs.
+    pub fn stage1(&self) -> Ste {
+        self.cds.stream_entry()
     }
 
     /// Turns the STE into `new`.
@@ -43,9 +59,14 @@ impl<P: Platform> OneStream<P> {
         self.streams.replace(STREAM, new, sync)
     }
 
-    /// Turns the CD into `new`.
-    pub fn write(&self, new: Cd, sync: &dyn EntrySync) -> Result<Passage> {
-        self.cds.write(Some(STREAM), 0, new, sync)
+    /// Turns the CD of a substream into `new`.
+    pub fn write(&self, substream: u32, new: Cd, sync: &dyn EntrySync) -> Result<Passage> {
+        self.cds.write(Some(STREAM), substream, new, sync)
+    }
+
+    /// Turns the CD of a substream into `new` while the STE does not lead to it.
+    pub fn fill(&self, substream: u32, new: Cd, sync: &dyn EntrySync) -> Result<Passage> {
+        self.cds.write(None, substream, new, sync)
     }
 
     /// Fences the stream; whether it was valid.
