@@ -69,9 +69,8 @@ pub(crate) struct Setup<K> {
 pub(crate) trait Unit: Send + Sync + Sized + 'static {
     /// What units can do.
     type Kind: Copy + Debug + Send + Sync + 'static;
-    /// While the driver has suspended it, and when the driver has gone.
+    /// While the driver has suspended it.
     const SUSPENDED: Off;
-    const LEFT: Off;
 
     fn new(memory: Arc<ObservedMemory>, setup: &Setup<Self::Kind>) -> Self;
 
@@ -102,6 +101,9 @@ pub(crate) trait Unit: Send + Sync + Sized + 'static {
 
     /// Has the driver take the unit over.
     fn init(iommu: &Iommu<Bench<Self>>) -> Result<()>;
+
+    /// Translation is on now, or off. Accesses get through for which that does not wait.
+    fn switched(&self) {}
 
     /// A kernel leaves it amid its work.
     fn abandon(&self) {}

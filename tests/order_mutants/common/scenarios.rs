@@ -80,6 +80,7 @@ pub(crate) fn bring_up<U: Unit>(bench: &Bench<U>) -> Verdict {
     bench.watch(FIRST, NOWHERE, &[Some(NOWHERE), None]);
     let world = World::prepare(bench)?;
     world.iommu.enable()?;
+    bench.unit().switched();
     bench.settled(FIRST, NOWHERE, None)?;
     bench.settled(FIRST, RESERVED, Some(RESERVED))?;
     bench.settled(SECOND, NOWHERE, None)?;

@@ -1,5 +1,7 @@
 //! What firmware says of the machine (IORT, DEN 0049).
 
+use iommu::bus::Snoop;
+
 use crate::common::bench::{BASE, FIRST};
 use crate::common::scenarios::RESERVED;
 
@@ -8,12 +10,12 @@ const UNIT: u32 = 48;
 
 /// One unit, before a PCI host of segment 0 whose requester ids are StreamIDs and which passes ATS on; and a
 /// reserved page of the first function.
-pub(super) fn iort() -> Vec<u8> {
+pub(super) fn iort(snoops: Snoop) -> Vec<u8> {
     let mut nodes = Vec::new();
     // An SMMUv3 of revision 0: 60 bytes, no mapping.
     node(&mut nodes, 4, 0, 60, [0, 0]);
     long(&mut nodes, BASE);
-    words(&mut nodes, &[0; 9]);
+    words(&mut nodes, &[u32::from(snoops == Snoop::Yes), 0, 0, 0, 0, 0, 0, 0, 0]);
     // A PCI host of revision 0: all ids in one mapping at 32.
     node(&mut nodes, 2, 0, 52, [1, 32]);
     words(&mut nodes, &[1, 3 << 24, 1, 0]);

@@ -3,6 +3,7 @@
 mod firmware;
 mod queue;
 mod scenarios;
+mod substreams;
 mod unit;
 
 use iommu::arch::smmuv3::driver;
@@ -15,8 +16,16 @@ use unit::SmmuUnit;
 
 type Bench = bench::Bench<SmmuUnit>;
 
+const NO_PASIDS: &str = "no request has a PASID yet, and the only descriptor of a stream is replaced with its table";
+
+const BETWEEN_PROCESSORS: &str = "it is for a waiter on another processor: loom's model of the queue has one";
+
 /// What no scenario can miss, and why it is there all the same.
-const EXPLAINED: &[(&str, &str)] = &[];
+const EXPLAINED: &[(&str, &str)] = &[
+    ("SMMUv3: what was fetched of a context descriptor", NO_PASIDS),
+    ("SMMUv3: wait for what was fetched of a context descriptor", NO_PASIDS),
+    ("SMMUv3: batches given up, before the queue begins anew", BETWEEN_PROCESSORS),
+];
 
 fn sites() -> Vec<Site> {
     [driver::SITES, driver::TABLE_SITES, driver::queue::SITES].concat()

@@ -2,35 +2,35 @@
 
 use iommu::PhysAddr;
 use iommu::arch::smmuv3::driver::{CommandQueue, QueueConfig, RegisterPages, SmmuRegisters};
-use iommu::arch::smmuv3::layout::commands::{Command, TlbRange};
+use iommu::arch::smmuv3::layout::commands::{Command, Leaf, TlbRange};
 use iommu::arch::smmuv3::layout::registers::{Cr0, Cr1, Cr2, StreamTableFormat, StrtabBase, StrtabBaseCfg};
-use iommu::arch::smmuv3::layout::{Ste, StreamId, Vmid};
+use iommu::arch::smmuv3::layout::{Granule, Ste, StreamId, Vmid};
+use iommu::bus::Snoop;
 use iommu::hwmem::FrameTable;
 use iommu::pgtable::WalkerCoherency;
 
 use super::Bench;
-use super::scenarios::UnitKind;
 use crate::common::bench::{BASE, Convicted, Unit, Verdict};
 
 fn whole_domain(id: u16) -> Command {
     Command::TlbNhAll { vmid: Vmid(id) }
 }
 
-/// Illegal: a range of this shape is reserved (4.4.1.1).
+/// Illegal: a granule without a level or a range is reserved (4.4.1.1).
 fn nonsense() -> Command {
-    let range = TlbRange { ttl: 1, ..TlbRange::page(0x1000) };
-    Command::TlbNhVaa { vmid: Vmid(1), range, leaf: iommu::arch::smmuv3::layout::commands::Leaf::Only }
+    let range = TlbRange { granule: Some(Granule::Size4K), ..TlbRange::page(0x1000) };
+    Command::TlbNhVaa { vmid: Vmid(1), range, leaf: Leaf::Only }
 }
 
 fn registers(bench: &Bench) -> Verdict<SmmuRegisters<Bench>> {
     Ok(SmmuRegisters::map(bench.clone(), PhysAddr::new(BASE), RegisterPages::Two)?)
 }
 
-fn queue(bench: &Bench) -> Verdict<(SmmuRegisters<Bench>, CommandQueue<Bench>)> {
+pub(super) fn queue(bench: &Bench) -> Verdict<(SmmuRegisters<Bench>, CommandQueue<Bench>)> {
     let unit = registers(bench)?;
-    let (coherency, attributes) = match bench.kind() {
-        UnitKind::NonCoherent | UnitKind::LinearNonCoherent => (WalkerCoherency::NeedsClean, Cr1::NON_CACHEABLE),
-        _ => (WalkerCoherency::Snoops, Cr1::SNOOPING),
+    let (coherency, attributes) = match bench.kind().snoops() {
+        Snoop::No => (WalkerCoherency::NeedsClean, Cr1::NON_CACHEABLE),
+        Snoop::Yes => (WalkerCoherency::Snoops, Cr1::SNOOPING),
     };
     unit.turn_off(Cr0::SMMUEN | Cr0::CMDQEN)?;
     unit.set_attributes(attributes, Cr2::RECINVSID);
@@ -144,6 +144,7 @@ pub(crate) fn stream_table(bench: &Bench) -> Verdict {
     bench.settled(0x28, 0x5000, None)?;
     bench.watch_nothing();
     unit.turn_off(Cr0::SMMUEN)?;
+    bench.unit().switched();
     drop(table);
     bench.settled(0x20, 0x5000, Some(0x5000))
 }

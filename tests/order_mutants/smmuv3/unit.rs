@@ -19,6 +19,9 @@ use super::scenarios::UnitKind;
 use crate::common::bench::{Bench, Off, Setup, Source, Unit, lock};
 use crate::common::devices::{CacheFrames, Choices, Devices, Line, reader};
 
+/// Walks that go on beside each step.
+const WALKS: usize = 3;
+
 /// An SMMUv3, its memory, and what it did.
 pub(crate) struct SmmuUnit {
     device: SmmuDevice<CacheFrames, Late, Choices>,
@@ -28,7 +31,6 @@ pub(crate) struct SmmuUnit {
 impl Unit for SmmuUnit {
     type Kind = UnitKind;
     const SUSPENDED: Off = Off::Aborts;
-    const LEFT: Off = Off::Aborts;
 
     fn new(memory: Arc<ObservedMemory>, setup: &Setup<UnitKind>) -> Self {
         let config = DeviceConfig { identification: setup.kind.identification(), cache_order: 1 };
@@ -55,6 +57,10 @@ impl Unit for SmmuUnit {
     }
 
     fn step(&self) -> bool {
+        // Walks under way are not told of what was given back.
+        for _walk in 0..WALKS {
+            self.device.speculate();
+        }
         !matches!(self.device.step(), Step::Idle | Step::Busy)
     }
 
@@ -108,7 +114,12 @@ impl Unit for SmmuUnit {
     }
 
     fn init(iommu: &Iommu<Bench<Self>>) -> Result<()> {
-        iommu::arch::smmuv3::init(iommu, &iort())
+        iommu::arch::smmuv3::init(iommu, &iort(iommu.platform().kind().snoops()))
+    }
+
+    /// Only new ones are dealt with as the new state has it (6.3.9.6).
+    fn switched(&self) {
+        self.devices().land();
     }
 
     /// Amid a change of what becomes of requests.

@@ -38,7 +38,6 @@ pub(crate) struct VtdUnit {
 impl Unit for VtdUnit {
     type Kind = UnitKind;
     const SUSPENDED: Off = Off::Passes;
-    const LEFT: Off = Off::Passes;
 
     fn new(memory: Arc<ObservedMemory>, setup: &Setup<UnitKind>) -> Self {
         let (cap, ecap) = setup.kind.registers();
