@@ -1,5 +1,5 @@
-//! The command queue of an SMMUv3, in software: it reads commands as the registers tell, and misbehaves
-//! on demand.
+//! Registers and command queue of an SMMUv3, in software: it reads commands as the registers tell, and
+//! misbehaves on demand. It translates nothing.
 //!
 //! It sees of the driver's memory what barriers have made visible, or cleans for a unit that does not
 //! snoop, and nothing else.
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use iommu::arch::smmuv3::driver::{CommandQueue, QueueConfig, RegisterPages, SmmuRegisters};
 use iommu::arch::smmuv3::layout::commands::{Completion, TlbRange};
-use iommu::arch::smmuv3::layout::registers::{CommandError, Cr0, Gerror, QueueBase, QueueIndex, offset};
+use iommu::arch::smmuv3::layout::registers::{CommandError, Cr0, Gbpa, Gerror, QueueBase, QueueIndex, offset};
 use iommu::arch::smmuv3::layout::{Asid, Command, StreamId, Vmid};
 use iommu::platform::{Hosted, Instant, Platform, Registers};
 use iommu::{PhysAddr, Result};
@@ -26,7 +26,7 @@ type Visible = BTreeMap<u64, u64>;
 /// The unit.
 #[derive(Default)]
 pub(crate) struct Hardware {
-    cr0: u32,
+    pub(crate) cr0: u32,
     pub(crate) gerror: u32,
     pub(crate) gerrorn: u32,
     base: u64,
@@ -48,6 +48,18 @@ pub(crate) struct Hardware {
     pub(crate) silent: Vec<u32>,
     /// Some are waited for.
     waits_for: Vec<u32>,
+    /// IDR0, if it is not QEMU's.
+    pub(crate) idr0: Option<u32>,
+    /// IDR1 likewise.
+    pub(crate) idr1: Option<u32>,
+    /// GBPA without UPDATE; a unit without it has none.
+    pub(crate) gbpa: Option<u32>,
+    pub(crate) irq_ctrl: u32,
+    /// Where the stream table is, and its shape.
+    pub(crate) stream_table: u64,
+    pub(crate) stream_table_cfg: u32,
+    /// What it was told, in order.
+    pub(crate) told: Vec<Told>,
     /// Executes so many commands more.
     pub(crate) steps: Option<u32>,
     /// Never acknowledges a command.
@@ -59,6 +71,15 @@ pub(crate) struct Hardware {
     frames: Arc<Mutex<Frames>>,
 }
 
+/// What a driver tells a unit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Told {
+    /// A register was written.
+    Register(usize, u64),
+    /// A command was executed.
+    Command(Command),
+}
+
 #[derive(Default)]
 struct Frames {
     /// Live blocks: address and bytes.
@@ -66,6 +87,7 @@ struct Frames {
     /// Written back from the cache, to be made visible by the next barrier.
     cleaned: Visible,
     visible: Visible,
+    fail_after: Option<usize>,
 }
 
 #[derive(Clone)]
@@ -86,13 +108,23 @@ impl Machine {
     /// A unit that does not snoop.
     pub(crate) fn with_cleans(needs_cleans: bool) -> Self {
         let frames = Arc::<Mutex<Frames>>::default();
-        let hardware = Hardware { frames: frames.clone(), needs_cleans, ..Hardware::default() };
+        let hardware = Hardware { frames: frames.clone(), needs_cleans, gbpa: Some(0x1000), ..Hardware::default() };
         let origin = std::time::Instant::now();
         Self { frames, hardware: Arc::new(Mutex::new(hardware)), needs_cleans, origin }
     }
 
     pub(crate) fn hardware(&self) -> MutexGuard<'_, Hardware> {
         self.hardware.lock().unwrap()
+    }
+
+    /// A word that a unit would read.
+    pub(crate) fn visible(&self, address: u64) -> u64 {
+        self.frames.lock().unwrap().visible.get(&address).copied().unwrap_or(0)
+    }
+
+    /// The allocation after so many more fails.
+    pub(crate) fn fail_after(&self, allocations: Option<usize>) {
+        self.frames.lock().unwrap().fail_after = allocations;
     }
 
     pub(crate) fn frames_in_use(&self) -> usize {
@@ -138,6 +170,11 @@ unsafe impl Platform for Machine {
     type Processor = Hosted;
 
     fn alloc_frames(&self, order: u8, _last: PhysAddr) -> Option<PhysAddr> {
+        let mut frames = self.frames.lock().unwrap();
+        if let Some(left) = &mut frames.fail_after {
+            *left = left.checked_sub(1)?;
+        }
+        drop(frames);
         let bytes = FRAME << order;
         let layout = Layout::from_size_align(bytes, bytes).ok()?;
         // SAFETY: the layout has a size.
@@ -204,11 +241,13 @@ impl Registers for Access {
         match offset {
             // QEMU 10, and one that does not snoop.
             offset::IDR0 if hardware.needs_cleans => 0x0d44_100b,
-            offset::IDR0 => 0x0d44_101b,
-            offset::IDR1 => 0x0273_0010,
+            offset::IDR0 => hardware.idr0.unwrap_or(0x0d44_101b),
+            offset::IDR1 => hardware.idr1.unwrap_or(0x0273_0010),
             offset::IDR3 => 0x1414,
             offset::IDR5 => 0x74,
             offset::CR0 | offset::CR0ACK => hardware.cr0,
+            offset::GBPA => hardware.gbpa.unwrap_or(0),
+            offset::IRQ_CTRL | offset::IRQ_CTRLACK => hardware.irq_ctrl,
             offset::GERROR => hardware.gerror,
             offset::GERRORN => hardware.gerrorn,
             offset::CMDQ_PROD => hardware.prod,
@@ -223,7 +262,18 @@ impl Registers for Access {
     fn write32(&self, offset: usize, value: u32) {
         let mut hardware = self.0.lock().unwrap();
         let enabled = hardware.is_enabled();
+        hardware.told.push(Told::Register(offset, value.into()));
         match offset {
+            offset::CR1 | offset::CR2 | offset::STRTAB_BASE_CFG => {
+                assert_eq!(hardware.cr0 & Cr0::SMMUEN.bits(), 0, "{offset:#x} is guarded (6.3.11, 6.3.12, 6.3.25)");
+                if offset == offset::STRTAB_BASE_CFG {
+                    hardware.stream_table_cfg = value;
+                }
+            }
+            offset::GBPA if value & Gbpa::UPDATE != 0 && hardware.gbpa.is_some() => {
+                hardware.gbpa = Some(value & !Gbpa::UPDATE);
+            }
+            offset::IRQ_CTRL => hardware.irq_ctrl = value,
             offset::CR0 if !hardware.deaf_to_commands => {
                 hardware.cr0 = value;
                 hardware.run();
@@ -258,9 +308,23 @@ impl Registers for Access {
 
     fn write64(&self, offset: usize, value: u64) {
         let mut hardware = self.0.lock().unwrap();
-        assert_eq!(offset, offset::CMDQ_BASE);
-        assert!(!hardware.is_enabled() || hardware.gone.is_some(), "CMDQ_BASE is guarded (6.3.26)");
-        hardware.base = value;
+        hardware.told.push(Told::Register(offset, value));
+        let is_on = |control: Cr0| hardware.cr0 & control.bits() != 0 && hardware.gone.is_none();
+        match offset {
+            offset::CMDQ_BASE => {
+                assert!(!is_on(Cr0::CMDQEN), "CMDQ_BASE is guarded (6.3.26)");
+                hardware.base = value;
+            }
+            offset::STRTAB_BASE => {
+                assert!(!is_on(Cr0::SMMUEN), "STRTAB_BASE is guarded (6.3.24)");
+                hardware.stream_table = value;
+            }
+            offset::EVENTQ_BASE => assert!(!is_on(Cr0::EVENTQEN), "EVENTQ_BASE is guarded (6.3.29)"),
+            offset::EVENTQ_IRQ_CFG0 | offset::GERROR_IRQ_CFG0 => {
+                assert_eq!(hardware.irq_ctrl, 0, "{offset:#x} is guarded (6.3.21, 6.3.30)");
+            }
+            _ => panic!("{offset:#x} has no 64 bits"),
+        }
     }
 }
 
@@ -312,6 +376,7 @@ impl Hardware {
                 Some(command) if !self.refuses_all && Some(command) != self.refused => command,
                 _ => return self.fail(CommandError::Illegal),
             };
+            self.told.push(Told::Command(command));
             match command {
                 // Executed anew it has nobody to wait for (4.7.3).
                 Command::Sync { .. } if !std::mem::take(&mut self.waits_for).is_empty() => {

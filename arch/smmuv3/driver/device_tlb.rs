@@ -209,13 +209,17 @@ impl<P: Platform> SmmuUnit<P> {
 
 /// What to do after an invalidation failed.
 impl<P: Platform> SmmuUnit<P> {
-    /// Blocks whom an error leaves with stale translations: the devices that did not answer; or every
-    /// device, if the queue was fenced, by whomever.
+    /// Blocks whom an error leaves with something stale: the devices that did not answer; or every device,
+    /// if the unit did not do what it was told, or its queue was fenced by somebody else.
     #[cold]
     #[inline(never)]
     pub(super) fn contain(&self, error: Error) {
-        if let Error::Invalidation { reason: InvalidationReason::DeviceTimeOut, .. } = error {
-            self.queue.take_silent_devices().into_iter().for_each(|stream| self.fence_device(stream));
+        match error {
+            Error::Invalidation { reason: InvalidationReason::DeviceTimeOut, .. } => {
+                self.queue.take_silent_devices().into_iter().for_each(|stream| self.fence_device(stream));
+            }
+            Error::Invalidation { .. } | Error::TimedOut(_) => self.queue.fence(),
+            _ => {}
         }
         if self.queue.is_fenced() {
             self.fence();
