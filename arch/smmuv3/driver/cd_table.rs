@@ -142,7 +142,7 @@ impl<P: Platform> CdTable<P> {
 #[derive(Debug)]
 pub(super) enum Replaced<P: Platform> {
     /// Its CD 0 was changed.
-    InPlace(Passage),
+    InPlace,
     /// The stream has this table now, and nothing of the old one is cached: it may be dropped.
     Moved(CdTable<P>),
 }
@@ -179,7 +179,8 @@ pub(super) fn replace_default<P: Platform>(
 ) -> core::result::Result<Replaced<P>, Failed<P>> {
     let hitless = Plan::new(current.read(0), new).passage() == Passage::Hitless;
     if hitless || current.has_substreams() {
-        return Ok(Replaced::InPlace(current.write(Some(stream), 0, new, sync)?));
+        current.write(Some(stream), 0, new, sync)?;
+        return Ok(Replaced::InPlace);
     }
     let next = current.another()?;
     next.write(None, 0, new, sync)?;

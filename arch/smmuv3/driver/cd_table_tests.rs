@@ -213,12 +213,15 @@ fn a_table_in_use_stays() {
     let (streams, cds) = attached(&platform, 8);
     let syncs = Syncs::default();
     cds.write(Some(STREAM), 5, ONE, &syncs).unwrap();
-    let replaced = replace_default(&streams, STREAM, &cds, TWO, &syncs);
-    assert!(matches!(replaced, Ok(Replaced::InPlace(Passage::Blocked))), "{replaced:?}");
+    let blocked = Cell::new(false);
+    let also = |_: Told| blocked.set(blocked.get() || !met(&platform, &streams).is_valid());
+    let replaced = replace_default(&streams, STREAM, &cds, TWO, &Syncs { also: Some(&also), ..Syncs::default() });
+    assert!(matches!(replaced, Ok(Replaced::InPlace)) && blocked.take(), "{replaced:?}");
     // And where one store does, there is no reason for another table.
     cds.write(Some(STREAM), 5, Cd::default(), &syncs).unwrap();
-    let replaced = replace_default(&streams, STREAM, &cds, TWO.released(), &syncs);
-    assert!(matches!(replaced, Ok(Replaced::InPlace(Passage::Hitless))), "{replaced:?}");
+    let replaced =
+        replace_default(&streams, STREAM, &cds, TWO.released(), &Syncs { also: Some(&also), ..Syncs::default() });
+    assert!(matches!(replaced, Ok(Replaced::InPlace)) && !blocked.get(), "{replaced:?}");
 }
 
 #[test]

@@ -159,7 +159,7 @@ impl<P: Platform> SmmuUnit<P> {
         let possible = || (0..64u8).filter(fits);
         let input_bits = possible()
             .find(|width| last >> width == 0)
-            .or_else(|| possible().last())
+            .or_else(|| possible().next_back())
             .ok_or(Error::Unsupported(UnsupportedReason::AddressWidth))?;
         let stage = match spec.stage {
             Stage::First => LpaeStage::One,

@@ -87,14 +87,6 @@ impl<P: Platform> Entries<P> {
             }
         }
     }
-
-    /// Calls `visit` with every table of entries.
-    pub(super) fn each_table(&self, visit: &mut dyn FnMut(Table<'_>)) {
-        match self {
-            Self::Linear { table, .. } => visit(table.view()),
-            Self::TwoLevel { tables, .. } => tables.tables().for_each(visit),
-        }
-    }
 }
 
 /// When the table of an entry was made.

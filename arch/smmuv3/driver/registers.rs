@@ -210,11 +210,6 @@ impl<P: Platform> SmmuRegisters<P> {
         self.registers.write32(self.place(offset::EVENTQ_CONS), 0);
     }
 
-    /// CMDQ_PROD.
-    pub(super) fn command_prod(&self) -> u32 {
-        self.registers.read32(offset::CMDQ_PROD)
-    }
-
     /// Tells the unit that commands before `prod` are there. The caller has made them visible.
     #[inline]
     pub(super) fn set_command_prod(&self, prod: u32) {
@@ -230,11 +225,6 @@ impl<P: Platform> SmmuRegisters<P> {
     /// EVENTQ_PROD: where the unit writes next, and whether it has lost events.
     pub(super) fn event_prod(&self) -> u32 {
         self.registers.read32(self.place(offset::EVENTQ_PROD))
-    }
-
-    /// EVENTQ_CONS.
-    pub(super) fn event_cons(&self) -> u32 {
-        self.registers.read32(self.place(offset::EVENTQ_CONS))
     }
 
     /// Tells the unit that events before `cons` were read.

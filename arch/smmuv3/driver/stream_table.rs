@@ -112,17 +112,6 @@ impl<P: Platform> StreamTable<P> {
         slot.replace(new, &mut || sync.ste(stream, Leaf::Only))
     }
 
-    /// Calls `visit` with every entry of every table, valid or not. Any context, but not in constant
-    /// time.
-    pub(super) fn each(&self, visit: &mut dyn FnMut(StreamSlot<'_, P>)) {
-        let visibility = self.entries.visibility();
-        self.entries.each_table(&mut |table| {
-            for first in first_words(table) {
-                visit(Slot::new(visibility, table, first, &site::STE));
-            }
-        });
-    }
-
     fn slot<'a>(&'a self, table: Table<'a>, first: usize) -> StreamSlot<'a, P> {
         Slot::new(self.entries.visibility(), table, first, &site::STE)
     }

@@ -269,7 +269,7 @@ impl<P: Platform> SmmuUnit<P> {
             && before.served == now.served
         {
             return match replace_default(&self.tables, id, current, cd, self) {
-                Ok(Replaced::InPlace(_)) => {
+                Ok(Replaced::InPlace) => {
                     now.cds = before.cds.take();
                     Ok(())
                 }
