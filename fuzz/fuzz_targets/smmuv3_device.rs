@@ -9,7 +9,7 @@
 #[path = "smmuv3_device/guest.rs"]
 mod guest;
 #[allow(dead_code, reason = "shared with another target")]
-#[path = "vtd_driver/input.rs"]
+#[path = "driver/input.rs"]
 mod input;
 #[path = "../../arch/smmuv3/device/walk/tests/naive.rs"]
 mod naive;

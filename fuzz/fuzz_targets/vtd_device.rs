@@ -10,7 +10,7 @@
 #[path = "vtd_device/guest.rs"]
 mod guest;
 #[allow(dead_code, reason = "shared with another target")]
-#[path = "vtd_driver/input.rs"]
+#[path = "driver/input.rs"]
 mod input;
 #[path = "vtd_device/naive.rs"]
 mod naive;

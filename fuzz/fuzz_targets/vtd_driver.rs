@@ -12,27 +12,32 @@
 
 #[path = "vtd_driver/capabilities.rs"]
 mod capabilities;
+#[path = "driver/device_tlbs.rs"]
+mod device_tlbs;
 #[path = "vtd_driver/firmware.rs"]
 mod firmware;
 #[path = "vtd_driver/host.rs"]
 mod host;
-#[path = "vtd_driver/input.rs"]
+#[path = "driver/input.rs"]
 mod input;
-#[path = "vtd_driver/kernel.rs"]
+#[path = "driver/kernel.rs"]
 mod kernel;
-#[path = "vtd_driver/memory.rs"]
+#[path = "driver/memory.rs"]
 mod memory;
+#[path = "driver/pci.rs"]
+mod pci;
 #[path = "vtd_driver/queue.rs"]
 mod queue;
-#[path = "vtd_driver/space.rs"]
+#[path = "driver/space.rs"]
 mod space;
 #[path = "vtd_driver/trouble.rs"]
 mod trouble;
 #[path = "vtd_driver/unit.rs"]
 mod unit;
-#[path = "vtd_driver/world.rs"]
+#[path = "driver/world.rs"]
 mod world;
 
+use iommu::{AtsPolicy, Policy};
 use libfuzzer_sys::fuzz_target;
 
 use crate::input::Input;
@@ -61,7 +66,8 @@ fuzz_target!(|bytes: &[u8]| {
         world.stores_pairs = options & 8 == 0;
     });
     if mode & 0x80 == 0 {
-        kernel::run(&mut input, options);
+        let ats = if options & 0x10 == 0 { AtsPolicy::Trusted } else { AtsPolicy::Off };
+        kernel::run(&mut input, options, Policy { ats, ..Policy::default() });
     } else {
         queue::run(&mut input);
     }

@@ -1,15 +1,14 @@
 //! What a unit reaches: the driver's memory, and device TLBs.
 
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
 
-use iommu::arch::vtd::device::{Answer, DeviceAnswer, Host, RequestAccess, Snoop, Unreachable};
+use iommu::PhysAddr;
+use iommu::arch::vtd::device::{DeviceAnswer, Host, Snoop, Unreachable};
 use iommu::arch::vtd::layout::descriptors::{DevicePasids, DeviceRange};
 use iommu::ops::Msi;
-use iommu::{PhysAddr, Prot};
 
-use crate::memory::memory;
-use crate::world;
+use crate::device_tlbs::DeviceTlbs;
+use crate::memory::{lent, memory};
 
 #[derive(Default)]
 pub struct Bus {
@@ -21,57 +20,7 @@ pub struct Bus {
     pub broken_devices: AtomicU16,
     /// Where the last wait wrote to.
     pub status: AtomicU64,
-    /// What devices have asked for and not dropped.
-    kept: Mutex<Vec<Kept>>,
-}
-
-#[derive(Clone, Copy)]
-struct Kept {
-    source: u16,
-    first: u64,
-    last: u64,
-    phys: u64,
-    prot: Prot,
-}
-
-impl Bus {
-    fn kept(&self) -> MutexGuard<'_, Vec<Kept>> {
-        self.kept.lock().unwrap()
-    }
-
-    /// Where a device has learnt that `iova` leads.
-    pub fn learnt(&self, source: u16, iova: u64, access: RequestAccess) -> Option<u64> {
-        let wanted = permission(access);
-        let fits = |kept: &&Kept| kept.source == source && kept.first <= iova && iova <= kept.last;
-        let phys = |kept: &Kept| kept.phys + (iova - kept.first);
-        self.kept().iter().find(|kept| fits(kept) && kept.prot.contains(wanted)).map(phys)
-    }
-
-    /// The device keeps an answer, if it permits anything.
-    pub fn learn(&self, source: u16, iova: u64, answer: &Answer) {
-        let mask = (1 << answer.page_bits.min(63)) - 1;
-        let (first, last, phys) = (iova & !mask, iova | mask, answer.phys.as_u64() & !mask);
-        let mut kept = self.kept();
-        kept.retain(|old| old.source != source || old.last < first || last < old.first);
-        kept.push(Kept { source, first, last, phys, prot: answer.prot });
-    }
-
-    /// The device TLB was turned off.
-    pub fn forget(&self, source: u16) {
-        self.kept().retain(|kept| kept.source != source);
-    }
-}
-
-/// What an access needs.
-pub fn permission(access: RequestAccess) -> Prot {
-    if access == RequestAccess::Write { Prot::WRITE } else { Prot::READ }
-}
-
-/// Nothing that is not lent to the unit, unless it is firmware's, is ever accessed.
-fn lent<T>(address: PhysAddr, found: Option<T>) -> Result<T, Unreachable> {
-    let is_firmware = address.as_u64() < memory().base;
-    assert!(found.is_some() || is_firmware || !world::is_truthful(), "{address} is accessed and not lent to the unit");
-    found.ok_or(Unreachable)
+    pub device_tlbs: DeviceTlbs,
 }
 
 impl Host for Bus {
@@ -120,7 +69,7 @@ impl Host for Bus {
             let first = range.address.as_u64();
             let bytes = 1u64.checked_shl(u32::from(range.order) + 12);
             let last = bytes.map_or(u64::MAX, |bytes| first | (bytes - 1));
-            self.kept().retain(|kept| kept.source != source || kept.last < first || last < kept.first);
+            self.device_tlbs.drop_range(source.into(), first, last);
         }
         if among(&self.broken_devices) { DeviceAnswer::Broken } else { DeviceAnswer::Done }
     }

@@ -4,20 +4,36 @@ use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
-use iommu::arch::vtd::device::{
-    Chooser, DeviceConfig, Fracture, InOrder, Request, RequestAccess, Retention, Seeded, Step, VtdDevice,
-};
+pub use iommu::arch::vtd::device::RequestAccess as Access;
+use iommu::arch::vtd::device::{Chooser, DeviceConfig, Fracture, InOrder, Request, Retention, Seeded, Step, VtdDevice};
 use iommu::arch::vtd::driver;
 use iommu::arch::vtd::layout::registers::{Global, PMEN_EPM, offset};
 use iommu::arch::vtd::layout::{Cap, Ecap};
 use iommu::bus::AddressType;
 use iommu::platform::{Arena, Frame, Registers};
+use iommu::{DomainKind, PciAddress, SourceId};
 
 use crate::capabilities::Capabilities;
-use crate::host::{Bus, permission};
+use crate::device_tlbs::{DeviceTlbs, permission};
+use crate::host::Bus;
 use crate::input::Input;
 use crate::memory::memory;
 use crate::trouble::{self, Trouble};
+
+/// What is behind the caches where nothing was cleaned: in page tables of either stage, a large page.
+pub const STALE: u64 = 0x7fc0_0000_0087;
+/// Where the driver tells of new requests.
+pub const DOORBELL: usize = offset::IQT;
+
+/// The first mapping of a unit's registers has one frame.
+pub fn is_first_look(bytes: usize) -> bool {
+    bytes == 4096
+}
+
+/// What lies there is not translated: interrupts.
+pub fn is_special(iova: u64) -> bool {
+    iova >> 20 == 0xfee
+}
 
 /// Bits of GCMD that stay.
 const STICKY: u32 = Global::TE.bits() | Global::QIE.bits() | Global::IRE.bits() | Global::CFI.bits();
@@ -37,6 +53,15 @@ pub struct Template {
 }
 
 impl Template {
+    pub fn has_write_buffers(&self) -> bool {
+        self.capabilities.iter().all(|unit| unit.cap.contains(Cap::RWBF))
+    }
+
+    /// One more thing is wrong with units from the start. Tells whether that is a lie.
+    pub fn trouble(&mut self, input: &mut Input<'_>) -> bool {
+        trouble::choose(&mut self.trouble, None, input)
+    }
+
     /// A new unit, and whether its registers tell the truth.
     pub fn unit(&self, index: usize, base: u64) -> (Unit, bool) {
         let capabilities = self.capabilities[index % 2];
@@ -99,6 +124,11 @@ impl Chooser for Choices {
     fn fracture(&self) -> Fracture {
         self.chooser().fracture()
     }
+}
+
+/// Where an entry of the root table leads.
+fn context_table(entry: u64) -> Option<u64> {
+    (entry & 1 != 0).then_some(entry & !0xfff)
 }
 
 pub struct Unit {
@@ -185,7 +215,16 @@ impl Unit {
         self.device.config().cap.fault_record_offset()
     }
 
-    pub fn address_bits(&self) -> u32 {
+    fn device_tlbs(&self) -> &DeviceTlbs {
+        &self.device.host().device_tlbs
+    }
+
+    /// A function turns its device TLB off.
+    pub fn forget_device(&self, _: &Template, function: PciAddress) {
+        self.device_tlbs().forget(function.requester_id().into());
+    }
+
+    pub fn address_bits(&self, _: DomainKind) -> u32 {
         self.device.config().cap.guest_address_bits()
     }
 
@@ -327,20 +366,28 @@ impl Unit {
 
     /// Where an access of a device ends, which has a device TLB or has not. `None` when it is blocked, or
     /// when it is none that tables of ours decide on.
-    pub fn reach(&self, source: u16, iova: u64, access: RequestAccess, device_tlb: bool) -> Option<Reached> {
-        if !self.is_translating() || iova >> 20 == 0xfee {
+    pub fn reach(
+        &self,
+        _: &Template,
+        source: SourceId,
+        iova: u64,
+        access: Access,
+        device_tlb: bool,
+    ) -> Option<Reached> {
+        if !self.is_translating() || is_special(iova) || !source.is_pci() {
             return None;
         }
+        let source = source.id() as u16;
         let request = Request::new(source, iova, access);
         if !device_tlb {
             let answer = self.device.translate(&request).ok()?;
             return Some(Reached { phys: answer.phys.as_u64(), snoops: Some(answer.enforces_snooping) });
         }
-        let host = self.device.host();
-        let learnt = host.learnt(source, iova, access).or_else(|| {
+        let tlbs = self.device_tlbs();
+        let learnt = tlbs.learnt(source.into(), iova, access).or_else(|| {
             let asked = Request { address_type: AddressType::TranslationRequest, ..request };
             let answer = self.device.translate(&asked).ok()?;
-            host.learn(source, iova, &answer);
+            tlbs.learn(source.into(), iova, (answer.phys.as_u64(), answer.page_bits), answer.prot);
             answer.prot.contains(permission(access)).then_some(answer.phys.as_u64())
         });
         let translated = Request { address_type: AddressType::Translated, address: learnt?, ..request };
@@ -355,7 +402,14 @@ impl Unit {
         if self.is_translating() {
             let root = self.root & !0xfff;
             assert!(!inside(root), "the root table in use is freed");
-            assert!(!memory().points_to(root, first, bytes), "a context table in use is freed");
+            assert!(!memory().leads_to(root, 512, context_table, (first, bytes)), "a context table in use is freed");
         }
+    }
+
+    /// The driver is gone, and nothing was ever wrong.
+    pub fn check_end(&self) {
+        // What firmware left on stays on if the driver has not taken the unit over.
+        assert!(!self.is_translating(), "a unit still translates");
+        assert!(!self.has_queue(), "a queue is still on");
     }
 }

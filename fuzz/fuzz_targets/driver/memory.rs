@@ -6,13 +6,15 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
-use iommu::arch::vtd::device::Snoop;
+use iommu::PhysAddr;
+use iommu::bus::{Snoop, Unreachable};
+
+use crate::unit::STALE;
+use crate::world;
 
 pub const FRAME: u64 = 4096;
 /// Bytes of a line of the processor's caches.
 const LINE: u64 = 64;
-/// What is behind the caches where nothing was cleaned: in page tables of either stage, a large page.
-const STALE: u64 = 0x7fc0_0000_0087;
 
 /// A lock of its own, taken after the world's: units read memory while the world is looked at.
 static MEMORY: Mutex<Memory> = Mutex::new(Memory::new(0, 0));
@@ -181,11 +183,11 @@ impl Memory {
         Freed(block)
     }
 
-    /// Whether an entry of the table at `table` points to a block.
-    pub fn points_to(&self, table: u64, first: u64, bytes: u64) -> bool {
-        let Some((block, start)) = self.find(table) else { return false };
-        let leads = |word: u64| word & 1 != 0 && (word & !0xfff).wrapping_sub(first) < bytes;
-        (start..start + 512).any(|index| leads(block.load(index)))
+    /// Whether one of so many words from `table` on leads into a block. `target` says where a word leads.
+    pub fn leads_to(&self, table: u64, words: usize, target: impl Fn(u64) -> Option<u64>, block: (u64, u64)) -> bool {
+        let Some((found, start)) = self.find(table) else { return false };
+        let end = found.behind.len().min(start + words);
+        (start..end).filter_map(|index| target(found.load(index))).any(|phys| phys.wrapping_sub(block.0) < block.1)
     }
 }
 
@@ -206,6 +208,13 @@ impl Drop for Memory {
         // What the driver has leaked it does not use any more: the run is over.
         std::mem::take(&mut self.blocks).into_iter().flatten().for_each(|block| drop(Freed(block)));
     }
+}
+
+/// Nothing that is not lent to the unit, unless it is firmware's, is ever accessed.
+pub fn lent<T>(address: PhysAddr, found: Option<T>) -> Result<T, Unreachable> {
+    let is_firmware = address.as_u64() < memory().base;
+    assert!(found.is_some() || is_firmware || !world::is_truthful(), "{address} is accessed and not lent to the unit");
+    found.ok_or(Unreachable)
 }
 
 /// A block that nobody uses any more.

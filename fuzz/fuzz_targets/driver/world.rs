@@ -8,16 +8,13 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
-use iommu::arch::vtd::device::RequestAccess;
-use iommu::arch::vtd::layout::Cap;
-use iommu::arch::vtd::layout::registers::offset as registers_offset;
 use iommu::pci::PciConfig;
 use iommu::platform::{Hosted, Instant, InterruptState, Platform, Processor, Registers};
-use iommu::{Error, PhysAddr, PhysRange, Result};
+use iommu::{Error, PhysAddr, PhysRange, Result, SourceId};
 
-use crate::firmware::{ConfigSpace, Pci};
 use crate::memory::{self, FRAME, memory};
-use crate::unit::{Reached, Template, Unit};
+use crate::pci::{ConfigSpace, Pci};
+use crate::unit::{self, Access, Reached, Template, Unit};
 
 /// RAM as an identity domain sees it.
 pub const RAM: (u64, u64) = (0, 0x7fff_ffff);
@@ -49,7 +46,7 @@ pub struct World {
     pub returned: Vec<(u64, u64)>,
     /// Where devices have written to.
     pub written: Vec<u64>,
-    watched: VecDeque<(usize, u16, u64)>,
+    watched: VecDeque<(usize, SourceId, u64)>,
     clock_step: u64,
     clock: u64,
     /// How many locks are held: interrupts are saved as often.
@@ -59,7 +56,7 @@ pub struct World {
 
 pub fn begin(base: u64, frames: u64, clock_step: u64, template: Template) {
     memory::begin(base, frames);
-    if template.capabilities.iter().all(|unit| unit.cap.contains(Cap::RWBF)) {
+    if template.has_write_buffers() {
         memory().buffers = Some(Vec::new());
     }
     TRUTHFUL.store(true, Ordering::Relaxed);
@@ -121,17 +118,18 @@ impl World {
     }
 
     /// A device accesses memory. It never gets to what a sync has given back.
-    pub fn reach(&mut self, unit: usize, source: u16, iova: u64, access: RequestAccess) -> Option<Reached> {
+    pub fn reach(&mut self, unit: usize, source: SourceId, iova: u64, access: Access) -> Option<Reached> {
         let entry = (unit, source, iova);
         if !self.watched.contains(&entry) {
             self.watched.truncate(MAX_WATCHED - 1);
             self.watched.push_front(entry);
         }
-        let reached = self.units[unit].reach(source, iova, access, self.pci.has_device_tlb(source))?;
+        let device_tlb = source.is_pci() && self.pci.has_device_tlb(source.id() as u16);
+        let reached = self.units[unit].reach(&self.template, source, iova, access, device_tlb)?;
         let Reached { phys, .. } = reached;
         let back = self.returned.iter().any(|(first, bytes)| phys.wrapping_sub(*first) < *bytes);
-        assert!(!back || !is_truthful(), "{source:#x} at {iova:#x} reaches {phys:#x}, which was given back");
-        if access == RequestAccess::Write {
+        assert!(!back || !is_truthful(), "{source} at {iova:#x} reaches {phys:#x}, which was given back");
+        if access == Access::Write {
             self.written.push(phys & !0xfff);
         }
         Some(reached)
@@ -142,7 +140,7 @@ impl World {
         for _ in 0..tries.min(self.watched.len()) {
             self.watched.rotate_left(1);
             let Some(&(unit, source, iova)) = self.watched.front() else { return };
-            let access = [RequestAccess::Read, RequestAccess::Write][self.watched.len() & 1];
+            let access = [Access::Read, Access::Write][self.watched.len() & 1];
             let _ = self.reach(unit, source, iova, access);
         }
     }
@@ -163,7 +161,7 @@ pub struct Kernel;
 // SAFETY: blocks are given out once and live until they come back; the pointer is theirs. There is
 // one processor.
 unsafe impl Platform for Kernel {
-    type Registers = Access;
+    type Registers = Window;
     type Processor = Hosted;
 
     fn alloc_frames(&self, order: u8, last: PhysAddr) -> Option<PhysAddr> {
@@ -190,16 +188,16 @@ unsafe impl Platform for Kernel {
         NonNull::from(word.unwrap_or_else(|| panic!("{phys} is used and not allocated"))).cast()
     }
 
-    fn map_registers(&self, base: PhysAddr, bytes: usize) -> Result<Access> {
+    fn map_registers(&self, base: PhysAddr, bytes: usize) -> Result<Window> {
         with(|world| {
             assert_eq!(world.locks, 0, "registers are mapped under a lock");
             let base = base.as_u64();
             if let Some(unit) = world.units.iter().position(|unit| unit.base == base) {
-                if bytes == FRAME as usize {
+                if unit::is_first_look(bytes) {
                     // Firmware names a unit twice: two drivers for one queue.
                     world.spoil(true);
                 }
-                return Ok(Access { unit, bytes });
+                return Ok(Window { unit, bytes });
             }
             if world.units.len() >= MAX_UNITS {
                 return Err(Error::NoMemory);
@@ -209,7 +207,7 @@ unsafe impl Platform for Kernel {
                 world.spoil(true);
             }
             world.units.push(unit);
-            Ok(Access { unit: world.units.len() - 1, bytes })
+            Ok(Window { unit: world.units.len() - 1, bytes })
         })
     }
 
@@ -264,12 +262,12 @@ unsafe impl Platform for Kernel {
 
 /// The registers of one unit.
 #[derive(Debug)]
-pub struct Access {
+pub struct Window {
     unit: usize,
     bytes: usize,
 }
 
-impl Access {
+impl Window {
     fn unit<T>(&self, offset: usize, access: impl FnOnce(&mut Unit) -> T) -> Option<T> {
         with(|world| {
             world.step();
@@ -279,7 +277,7 @@ impl Access {
     }
 }
 
-impl Registers for Access {
+impl Registers for Window {
     fn read32(&self, offset: usize) -> u32 {
         assert!(offset.is_multiple_of(4), "read at {offset:#x}");
         self.unit(offset, |unit| unit.read32(offset)).unwrap_or(u32::MAX)
@@ -287,7 +285,7 @@ impl Registers for Access {
 
     fn write32(&self, offset: usize, value: u32) {
         assert!(offset.is_multiple_of(4), "write at {offset:#x}");
-        if offset == registers_offset::IQT {
+        if offset == unit::DOORBELL {
             with(|world| world.devices_are_busy.then(|| world.try_luck(TRIES)));
         }
         self.unit(offset, |unit| unit.write32(is_truthful(), offset, value));

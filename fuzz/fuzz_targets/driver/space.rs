@@ -14,6 +14,8 @@ use crate::world;
 /// Physical addresses are given out once, so that a translation tells which mapping it is of.
 pub const LENT: u64 = 1 << 40;
 const STRIDE: u64 = 1 << 36;
+/// More than there are operations, and all of them within 44 bits.
+const STRIDES: u64 = 0xf0;
 /// Bytes that one mapping has at most when it cannot have large pages.
 const MAX_SMALL: u64 = 8 << 20;
 
@@ -95,7 +97,7 @@ impl Space {
         let prot = prot(input);
         let kind = input.u8();
         let start = range.start().as_u64();
-        let mut phys = LENT + *next_phys % 0x7000 * STRIDE + (start & 0x3fff_ffff);
+        let mut phys = LENT + *next_phys % STRIDES * STRIDE + (start & 0x3fff_ffff);
         let mut sizes = PageSizes::ALL;
         if kind & 3 == 1 {
             phys += 0x1000;

@@ -2,23 +2,21 @@
 
 use std::num::NonZeroU64;
 
-use iommu::arch::vtd::device::RequestAccess;
-use iommu::arch::vtd::{self, ModeWish, PreviousTables, VtdOptions};
-use iommu::device::{DeviceInfo, Trust};
+use iommu::device::Trust;
 use iommu::domain::DomainOptions;
 use iommu::ops::{Capability, DomainFeatures, InterruptKind, Msi, Stage};
 use iommu::{
-    AtsPolicy, BootPolicy, Device, Domain, DomainKind, Group, Iommu, Iova, IovaRange, Owner, PciAddress, PhysAddr,
-    Policy, Prot, SourceId,
+    BootPolicy, Device, Domain, DomainKind, Group, Iommu, Iova, IovaRange, Owner, PciAddress, PhysAddr, Policy, Prot,
+    Result, SourceId, StallAnswer,
 };
 
-use crate::firmware::{self, ConfigSpace, FUNCTIONS, Pci};
-use crate::host::permission;
+use crate::device_tlbs::permission;
+use crate::firmware::Firmware;
 use crate::input::Input;
 use crate::memory::memory;
+use crate::pci::{ConfigSpace, FUNCTIONS, Pci};
 use crate::space::Space;
-use crate::trouble;
-use crate::unit::Unit;
+use crate::unit::{self, Access, Unit};
 use crate::world::{self, Kernel, RAM};
 
 const MAX_OPERATIONS: usize = 160;
@@ -34,6 +32,7 @@ pub fn trace(what: std::fmt::Arguments<'_>) {
 
 struct State {
     iommu: Iommu<Kernel>,
+    firmware: Firmware,
     devices: Vec<Device>,
     groups: Vec<Group>,
     spaces: Vec<Space>,
@@ -41,34 +40,30 @@ struct State {
     checks: usize,
 }
 
-pub fn run(input: &mut Input<'_>, options: u8) {
+/// `policy` with choices of the input.
+pub fn run(input: &mut Input<'_>, options: u8, policy: Policy) {
     let boot = [BootPolicy::Blocked, BootPolicy::IdentityUntilClaimed, BootPolicy::Off][input.below(3)];
     let kinds = [DomainKind::Paging, DomainKind::Identity, DomainKind::Blocked];
     let default_domain = kinds[input.below(3)];
-    let ats = if options & 0x10 == 0 { AtsPolicy::Trusted } else { AtsPolicy::Off };
-    let Ok(iommu) = Iommu::new(Kernel, Policy { boot, default_domain, ats, ..Policy::default() }) else { return };
-    let table = firmware::dmar(input);
+    let Ok(iommu) = Iommu::new(Kernel, Policy { boot, default_domain, ..policy }) else { return };
+    let firmware = Firmware::choose(input, options);
     let pci = Pci::new(input);
     world::with(|world| world.pci = pci);
     for _ in 0..input.below(3) {
         // A unit that is wrong from the start.
         world::with(|world| {
-            let lies = trouble::choose(&mut world.template.trouble, None, input);
+            let lies = world.template.trouble(input);
             world.spoil(lies);
         });
     }
-    // Whatever was left in force lies in memory that is gone.
-    let previous =
-        if options & 0x20 == 0 { PreviousTables::Replace } else { PreviousTables::CopyUntilClaimed(&|_| None) };
-    let mode = if options & 0x40 == 0 { ModeWish::Best } else { ModeWish::Legacy };
-    let init = vtd::init_with(&iommu, &table, VtdOptions { mode, previous });
+    let init = firmware.init(&iommu);
     trace(format_args!("{boot:?} {default_domain:?} {init:?}"));
     world::with(|world| world.units.iter().for_each(|unit| trace(format_args!("{unit:?}"))));
     if let Err(error) = init {
         let _ = (error.to_string(), error.errno());
     }
     let (devices, groups, spaces) = (Vec::new(), Vec::new(), Vec::new());
-    let mut state = State { iommu, devices, groups, spaces, next_phys: 0, checks: 0 };
+    let mut state = State { iommu, firmware, devices, groups, spaces, next_phys: 0, checks: 0 };
     for function in 0..input.below(FUNCTIONS.len()) {
         state.probe(function, Trust::Trusted);
     }
@@ -97,10 +92,9 @@ impl State {
                 self.probe(function, trust);
             }
             1 => {
-                let sources: Vec<_> =
-                    (0..input.below(4)).map(|_| SourceId::platform(input.u8().into(), input.u32())).collect();
-                if let Ok(info) = DeviceInfo::platform(&sources, Trust::Trusted) {
-                    let _ = self.iommu.probe_platform(info);
+                if let Some(info) = self.firmware.platform_device(input) {
+                    let probed = self.iommu.probe_platform(info);
+                    self.add(probed);
                 }
             }
             2 => {
@@ -178,7 +172,7 @@ impl State {
                     _ => self.iommu.unuse_default_domain(device),
                 };
             }
-            24 => self.take_faults(),
+            24 => self.take_faults(input),
             25 => {
                 let kind = input.u8() % 4;
                 let result = match kind {
@@ -231,7 +225,11 @@ impl State {
     fn probe(&mut self, function: usize, trust: Trust) {
         let address = PciAddress::from_requester_id(0, FUNCTIONS[function]);
         let probed = self.iommu.probe_pci(&ConfigSpace, address, trust);
-        trace(format_args!("probe {address}: {:?}", probed.as_ref().err()));
+        self.add(probed);
+    }
+
+    fn add(&mut self, probed: Result<Device>) {
+        trace(format_args!("probe: {probed:?}"));
         if let Ok(device) = probed {
             let group = device.group().unwrap().clone();
             if !self.groups.contains(&group) {
@@ -248,10 +246,14 @@ impl State {
         }
     }
 
-    fn take_faults(&self) {
+    fn take_faults(&self, input: &mut Input<'_>) {
         self.iommu.handle_interrupt(InterruptKind::Fault);
         while let Some(fault) = self.iommu.next_fault() {
             let _ = fault.to_string();
+            if fault.stalled.is_some() {
+                let answer = [StallAnswer::Terminate, StallAnswer::Retry][input.below(2)];
+                let _ = self.iommu.answer_stall(&fault, answer);
+            }
         }
         let _ = self.iommu.lost_faults();
     }
@@ -295,21 +297,21 @@ impl State {
             landmarks.extend(others.flat_map(|space| space.landmarks().take(1)));
             landmarks.extend([0x7b00_4000, 0x7c00_0000]);
             for (index, &iova) in landmarks.iter().enumerate() {
-                let access = [RequestAccess::Read, RequestAccess::Write][(index + self.checks) & 1];
+                let access = [Access::Read, Access::Write][(index + self.checks) & 1];
                 world::with(|world| {
                     let Some(index) = world.units.iter().position(|unit| unit.base == base) else { return };
                     for source in device.sources() {
-                        let found = world.reach(index, source.id() as u16, iova, access);
+                        let found = world.reach(index, *source, iova, access);
                         let unit = &world.units[index];
                         // Before the driver has set a root table, what firmware left is in force.
-                        if !world.pristine || !is_settled || !unit.is_translating() || iova >> 20 == 0xfee {
+                        if !world.pristine || !is_settled || !unit.is_translating() || unit::is_special(iova) {
                             continue;
                         }
                         match domain.kind() {
                             // Without pass-through only RAM is mapped.
                             DomainKind::Identity if iova > RAM.1 => continue,
                             // Firmware may reserve what a unit cannot reach.
-                            _ if iova.checked_shr(unit.address_bits()).unwrap_or(0) != 0 => continue,
+                            _ if iova.checked_shr(unit.address_bits(domain.kind())).unwrap_or(0) != 0 => continue,
                             _ => {}
                         }
                         let phys = found.map(|found| found.phys);
@@ -343,11 +345,7 @@ impl State {
             world.begin_operation();
             if world.pristine {
                 assert_eq!(memory().frames_in_use(), 0, "frames are lost");
-                for unit in &world.units {
-                    // What firmware left on stays on if the driver has not taken the unit over.
-                    assert!(!unit.is_translating(), "a unit still translates");
-                    assert!(!unit.has_queue(), "a queue is still on");
-                }
+                world.units.iter().for_each(Unit::check_end);
             }
         });
     }
@@ -364,7 +362,7 @@ fn domain_options(choice: u8) -> DomainOptions {
 }
 
 /// Where an access of a device in this domain should end.
-fn expected(domain: &Domain, iova: u64, access: RequestAccess) -> Option<u64> {
+fn expected(domain: &Domain, iova: u64, access: Access) -> Option<u64> {
     match domain.kind() {
         DomainKind::Paging => {
             let page = IovaRange::from_len(Iova::new(iova & !0xfff), 0x1000).unwrap();
