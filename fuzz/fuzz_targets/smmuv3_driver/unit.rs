@@ -415,7 +415,11 @@ impl Unit {
         let tlbs = &self.device.host().device_tlbs;
         let learnt = tlbs.learnt(stream.0, iova, access).or_else(|| {
             let asked = Request { address_type: AddressType::TranslationRequest, ..request };
-            let answer = self.device.translate(&asked).ok()?;
+            let answer = self
+                .device
+                .translate(&asked)
+                .inspect_err(|e| crate::kernel::trace(format_args!("ATS {asked:?}: {e:?}")))
+                .ok()?;
             tlbs.learn(stream.0, iova, (answer.phys.as_u64(), answer.page_bits), answer.prot);
             answer.prot.contains(permission(access)).then_some(answer.phys.as_u64())
         });
@@ -423,7 +427,11 @@ impl Unit {
     }
 
     fn send(&self, request: &Request) -> Option<Reached> {
-        match self.device.translate(request) {
+        let sent = self.device.translate(request);
+        if let Err(blocked) = &sent {
+            crate::kernel::trace(format_args!("{request:?}: {blocked:?}"));
+        }
+        match sent {
             Ok(answer) => Some(Reached { phys: answer.phys.as_u64(), snoops: None }),
             Err(Blocked { outcome: Outcome::Stalled(tag), .. }) => {
                 assert!(self.device.host().waiting().insert(tag), "{tag} waits twice");
