@@ -57,6 +57,12 @@ struct Holder {
     regions: Span,
 }
 
+impl Holder {
+    fn has(&self, stream: StreamId) -> bool {
+        self.first <= stream && stream <= self.last
+    }
+}
+
 /// A part of an array.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Span {
@@ -221,15 +227,33 @@ impl<P: Platform> Firmware<P> {
 
     /// The memory that requests with this StreamID need, or must not have, whatever the domain.
     pub fn regions(&self, unit: usize, stream: StreamId) -> impl Iterator<Item = ReservedRegion> + '_ {
-        let holds =
-            move |holder: &&Holder| usize::from(holder.unit) == unit && holder.first <= stream && stream <= holder.last;
+        let holds = move |holder: &&Holder| usize::from(holder.unit) == unit && holder.has(stream);
         self.holders.iter().filter(holds).flat_map(|holder| holder.regions.of(&self.regions).iter().copied())
     }
 
-    /// Every StreamID that has regions: unit, first and last StreamID. Until such a device is claimed,
-    /// its requests must go on reaching them.
+    /// Every StreamID that has regions, once: unit, first and last of StreamIDs that have the same ones. Until
+    /// such a device is claimed, its requests must go on reaching them.
     pub fn streams_with_regions(&self) -> impl Iterator<Item = (usize, StreamId, StreamId)> + '_ {
-        self.holders.iter().map(|holder| (usize::from(holder.unit), holder.first, holder.last))
+        (0..self.holders.len()).flat_map(|holder| self.parts_of(holder))
+    }
+
+    /// The StreamIDs of a holder that no holder before it has, in parts that no other one divides.
+    fn parts_of(&self, index: usize) -> impl Iterator<Item = (usize, StreamId, StreamId)> + '_ {
+        let (before, from) = self.holders.split_at_checked(index).unwrap_or_default();
+        let mut next = from.first().map(|holder| holder.first);
+        let parts = core::iter::from_fn(move || {
+            let holder = from.first()?;
+            let first = next.filter(|first| *first <= holder.last)?;
+            let rivals = self.holders.iter().filter(|other| other.unit == holder.unit && other.last >= first);
+            let ends =
+                rivals.map(|other| if other.first > first { other.first.0.saturating_sub(1) } else { other.last.0 });
+            let last = StreamId(ends.min()?);
+            next = last.0.checked_add(1).map(StreamId);
+            Some((holder.unit, first, last))
+        });
+        parts
+            .filter(move |(unit, first, _)| !before.iter().any(|other| other.unit == *unit && other.has(*first)))
+            .map(|(unit, first, last)| (usize::from(unit), first, last))
     }
 
     /// Every StreamID of every platform device.

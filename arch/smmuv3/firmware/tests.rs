@@ -127,6 +127,28 @@ fn regions_belong_to_streams() {
 }
 
 #[test]
+fn streams_that_several_share_are_told_once_with_what_all_of_them_reserve() {
+    // 0x1008 to 0x1018, around the two of the other; and 0x40, which the other has as well.
+    let mut around = RMR.to_vec();
+    (around[32], around[36]) = (0x10, 0x08);
+    (around[71], around[91]) = (0xa0, 0xb0);
+    for (nodes, parts) in [
+        ([ITS, SMMU, RMR, &around], [(0x1010, 0x1011), (0x40, 0x40), (0x1008, 0x100f), (0x1012, 0x1018)]),
+        ([ITS, SMMU, &around, RMR], [(0x1008, 0x100f), (0x1010, 0x1011), (0x1012, 0x1018), (0x40, 0x40)]),
+    ] {
+        let firmware = from(&finish(&nodes)).unwrap();
+        let told: Vec<_> = firmware.streams_with_regions().collect();
+        assert_eq!(told, parts.map(|(first, last)| (MAIN, StreamId(first), StreamId(last))));
+        for (unit, first, last) in told {
+            let shared = [0x1010, 0x40].contains(&first.0);
+            for stream in first.0..=last.0 {
+                assert_eq!(firmware.regions(unit, StreamId(stream)).count(), if shared { 4 } else { 2 });
+            }
+        }
+    }
+}
+
+#[test]
 fn ids_beyond_those_of_pci_are_left_out() {
     let mut host = HOST.to_vec();
     // The last range begins above 16 bits, the first ends there.
