@@ -11,7 +11,7 @@ use crate::domain::{Domain, DomainKind};
 use crate::error::{BusyReason, Error, IncompatibleReason, InvalidReason, Result, WaitReason};
 use crate::group::{Group, GroupState};
 use crate::id::SourceId;
-use crate::ops::Unit;
+use crate::ops::{Stage, Unit};
 use crate::platform::Platform;
 use crate::prot::Prot;
 use crate::region::{RegionKind, ReservedRegion};
@@ -404,6 +404,8 @@ pub(super) fn map_direct_regions(domain: &Domain, device: &DeviceIommu, scope: D
 
 /// Maps a region one to one, as far as it is not. What is mapped there must be the same.
 pub(crate) fn map_direct_region(domain: &Domain, region: ReservedRegion) -> Result<()> {
+    // A second stage does not know who is privileged.
+    let unknown = if domain.ops().stage() == Some(Stage::Second) { Prot::PRIV } else { Prot::empty() };
     let last = region.range.last();
     let mut next = Some(region.range.start());
     let mut retries = 0;
@@ -426,7 +428,7 @@ pub(crate) fn map_direct_region(domain: &Domain, region: ReservedRegion) -> Resu
         let hole = IovaRange::new(from, hole_last)?;
         // SAFETY: firmware reserved this memory for the device; nobody else maps in a direct region,
         // which is outside every window, but another attach that maps the same.
-        match unsafe { domain.ops().map_reserved(hole, PhysAddr::new(from.as_u64()), region.prot) } {
+        match unsafe { domain.ops().map_reserved(hole, PhysAddr::new(from.as_u64()), region.prot & !unknown) } {
             Ok(()) => next = hole.last().checked_add(1),
             // Another attach was faster: look again.
             Err(Error::Exists { .. }) if retries < DIRECT_RETRIES => retries += 1,

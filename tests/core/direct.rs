@@ -164,7 +164,7 @@ fn permissions_that_a_format_cannot_express_are_no_conflict() {
     let region = iommu::ReservedRegion {
         range: range(DIRECT, DIRECT + 0xfff),
         kind: RegionKind::Direct,
-        prot: Prot::RW | Prot::CACHE | Prot::MMIO,
+        prot: Prot::RW | Prot::CACHE | Prot::MMIO | Prot::PRIV,
     };
     world.unit().state().regions.insert(source(1), vec![region]);
     let device = world.device(1);
