@@ -109,7 +109,9 @@ impl<P: Platform> StreamTable<P> {
     /// [`Slot::replace`].
     pub(super) fn replace(&self, stream: StreamId, new: Ste, sync: &dyn EntrySync) -> Result<Passage> {
         let slot = self.find_or_make(stream, sync)?;
-        slot.replace(new, &mut || sync.ste(stream, Leaf::Only))
+        // Another processor may have made its table just now, and not have told the unit yet.
+        let leaf = if slot.read() == self.unclaimed { Leaf::AllLevels } else { Leaf::Only };
+        slot.replace(new, &mut || sync.ste(stream, leaf))
     }
 
     fn slot<'a>(&'a self, table: Table<'a>, first: usize) -> StreamSlot<'a, P> {

@@ -133,19 +133,26 @@ fn a_second_table_is_whole_before_it_is_found() {
         let syncs = Syncs::default();
         let [stream, neighbour, stranger] = [0x123, 0x1ff, 0x223].map(StreamId);
         assert_eq!(walk(&platform, &table, stream), None);
-        table.replace(stream, STAGE1, &watch(&platform, &table, &syncs)).unwrap();
+        // Who finds the table before the unit was told of it tells the unit, too.
+        let also = |count| {
+            let syncs = Syncs::default();
+            if count == 1 {
+                table.replace(neighbour, STAGE1, &watch(&platform, &table, &syncs)).unwrap();
+                assert_eq!(syncs.seen.take().last(), Some(&(Leaf::AllLevels, Some(STAGE1))));
+            }
+        };
+        table.replace(stream, STAGE1, &Watch { also: &also, ..watch(&platform, &table, &syncs) }).unwrap();
         // The descriptor first; then the entry, with V last.
         let seen = syncs.seen.take();
         assert_eq!(seen[0], (Leaf::AllLevels, Some(unclaimed)));
-        assert!(seen[1..].iter().all(|(leaf, _)| *leaf == Leaf::Only));
-        assert_eq!(seen.last(), Some(&(Leaf::Only, Some(STAGE1))));
+        assert_eq!(seen.last(), Some(&(Leaf::AllLevels, Some(STAGE1))));
         assert_eq!(seen.len(), 3, "the table, what was unused, the turn");
-        assert_eq!(walk(&platform, &table, neighbour), Some(unclaimed));
+        assert_eq!(walk(&platform, &table, StreamId(0x100)), Some(unclaimed));
         assert_eq!(walk(&platform, &table, stranger), None);
-        table.replace(neighbour, STAGE1, &watch(&platform, &table, &syncs)).unwrap();
+        table.replace(neighbour, STAGE1.with_stalls_disabled(), &watch(&platform, &table, &syncs)).unwrap();
         assert!(syncs.seen.take().iter().all(|(leaf, _)| *leaf == Leaf::Only));
         let met = [stream, neighbour, stranger].map(|of| walk(&platform, &table, of));
-        assert_eq!(met, [Some(STAGE1), Some(STAGE1), None]);
+        assert_eq!(met, [Some(STAGE1), Some(STAGE1.with_stalls_disabled()), None]);
     }
 }
 
