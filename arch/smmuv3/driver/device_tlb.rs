@@ -56,8 +56,12 @@ impl<P: Platform> SmmuUnit<P> {
         // Invalidations name whole pages.
         let page_aligned =
             || PciFunction::read(pci, function).is_some_and(|f| f.ats.is_some_and(|ats| ats.page_aligned));
+        let source = function.source_id();
         self.capabilities().idr0().contains(Idr0::ATS)
-            && self.firmware.ats_supported(function.source_id())
+            // Neither invalidations nor entries would tell it from others of the same StreamID.
+            && self.firmware.ats_supported(source) && self.firmware.is_alone(source)
+            // An entry of stage 2 cannot have both (5.2.2).
+            && !self.capabilities().stalls_always()
             && page_aligned()
     }
 

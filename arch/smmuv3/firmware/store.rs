@@ -217,6 +217,14 @@ impl<P: Platform> Firmware<P> {
         self.pci_streams(source).is_some_and(|streams| streams.ats)
     }
 
+    /// Whether nobody but this PCI source sends with its StreamID.
+    pub fn is_alone(&self, source: SourceId) -> bool {
+        let Some((own, stream)) = self.pci_streams_of(source) else { return false };
+        let shares = |other: &&PciStreams| other.unit == own.unit && other.requester_of(stream).is_some();
+        let is_named = |named: &Named| (named.unit, named.stream) == (own.unit, stream);
+        own.mask == u16::MAX && self.pci.iter().filter(shares).count() == 1 && !self.platform.iter().any(is_named)
+    }
+
     /// Bits of PASID that a source may send; `None` when firmware does not say.
     pub fn pasid_bits(&self, source: SourceId) -> Option<u8> {
         match source.pci_address() {

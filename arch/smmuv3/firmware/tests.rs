@@ -72,6 +72,25 @@ fn sources_have_streams_and_streams_sources() {
 }
 
 #[test]
+fn who_shares_a_stream_is_not_alone() {
+    let firmware = from(&everything()).unwrap();
+    let alone = |segment, id| firmware.is_alone(SourceId::pci(segment, id));
+    assert!(alone(0, 0x20) && alone(0, 0xbfff));
+    // All functions of a host share one; of another host nothing is known.
+    assert!(!alone(7, 0x20) && !alone(8, 0));
+    // So do a function and a platform device.
+    let mut ethernet = ETHERNET.to_vec();
+    ethernet[69] = 0x80;
+    let firmware = from(&finish(&[ITS, SMMU, SMALL_SMMU, OLD_SMMU, HOST, &ethernet])).unwrap();
+    assert!(!firmware.is_alone(SourceId::pci(0, 0x8005)) && firmware.is_alone(SourceId::pci(0, 0x8006)));
+    // A second host sends with the StreamIDs of the first.
+    let mut second = HOST.to_vec();
+    second[28] = 1;
+    let firmware = from(&finish(&[ITS, SMMU, SMALL_SMMU, OLD_SMMU, HOST, &second])).unwrap();
+    assert!(!firmware.is_alone(SourceId::pci(0, 0x20)) && !firmware.is_alone(SourceId::pci(1, 0x20)));
+}
+
+#[test]
 fn a_function_that_two_hosts_claim_is_the_first_ones() {
     let mut second = PLAIN_HOST.to_vec();
     second[28] = 0;

@@ -15,7 +15,7 @@ mod resolve;
 mod rmr;
 
 #[cfg(test)]
-pub(super) mod samples;
+pub(crate) mod samples;
 #[cfg(test)]
 mod tests;
 
