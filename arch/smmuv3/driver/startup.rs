@@ -3,13 +3,14 @@
 
 use super::registers::{Message, Untranslated};
 use super::unit::SmmuUnit;
+use crate::addr::PhysAddr;
 use crate::arch::smmuv3::layout::identification::Idr0;
 use crate::arch::smmuv3::layout::registers::{Cr0, Cr1, Cr2, Gerror, IrqCtrl};
 use crate::error::{Error, Result};
 use crate::ops::Msi;
 use crate::pgtable::WalkerCoherency;
 use crate::platform::Platform;
-use crate::sync::atomic::Ordering;
+use crate::sync::atomic::{Ordering, fence};
 
 /// Everything that can be on.
 const EVERYTHING: Cr0 = Cr0::SMMUEN.union(Cr0::PRIQEN).union(Cr0::EVENTQEN).union(Cr0::CMDQEN).union(Cr0::ATSCHK);
@@ -56,8 +57,14 @@ impl<P: Platform> SmmuUnit<P> {
         let interrupt = *self.fault_interrupt.lock(&self.platform);
         self.route_interrupts(interrupt)?;
         registers.turn_on(Cr0::SMMUEN)?;
-        // Ready for a fence, which then is one command; a unit without it is fenced otherwise.
+        // Ready for a fence, which then is one command. A unit without GBPA cannot be fenced.
         let _ = registers.set_untranslated(Untranslated::Abort);
+        // A fence that came before found nothing to turn off.
+        fence(Ordering::SeqCst);
+        if self.queue.is_fenced() {
+            self.fence();
+            return Err(Error::Fenced);
+        }
         self.retry_fenced_devices()
     }
 
@@ -82,10 +89,16 @@ impl<P: Platform> SmmuUnit<P> {
     pub(super) fn route_interrupts(&self, message: Option<Msi>) -> Result<()> {
         // Messages can be set only while they are off.
         self.registers.set_interrupts(IrqCtrl::empty())?;
-        if let Some(Msi { address, data }) = message {
+        if self.capabilities().idr0().contains(Idr0::MSI) {
+            // A previous kernel's message must not go on; after reset there may be any.
+            let Msi { address, data } = message.unwrap_or(Msi { address: PhysAddr::new(0), data: 0 });
             self.registers.set_message(Message::Events, address, data);
             self.registers.set_message(Message::GlobalErrors, address, data);
         }
         self.registers.set_interrupts(IrqCtrl::EVENTQ | IrqCtrl::GERROR)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+#[path = "startup_tests.rs"]
+mod tests;
