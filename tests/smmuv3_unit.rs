@@ -7,6 +7,9 @@ mod functions;
 #[allow(dead_code)]
 #[path = "support/smmuv3_hardware.rs"]
 mod hardware;
+#[allow(dead_code)]
+#[path = "support/smmuv3_iort.rs"]
+mod iort;
 #[path = "support/smmuv3_tables.rs"]
 mod tables;
 
@@ -27,7 +30,8 @@ use iommu::{
     BootPolicy, Device, Domain, Error, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot,
     RegionKind, UnsupportedReason,
 };
-use tables::{Host, descriptor, entry, iort};
+use iort::{Host, iort};
+use tables::{descriptor, entry};
 
 /// 00:04.0 and 00:05.0, under StreamIDs 0x1020 and 0x1028.
 const FUNCTION: PciAddress = PciAddress::from_requester_id(0, 0x20);
