@@ -102,6 +102,9 @@ pub(crate) trait Unit: Send + Sync + Sized + 'static {
     /// Has the driver take the unit over.
     fn init(iommu: &Iommu<Bench<Self>>) -> Result<()>;
 
+    /// The processor reads these bytes anew, as the unit has written them.
+    fn dropped_from_cache(&self, _first: PhysAddr, _bytes: u64) {}
+
     /// Translation is on now, or off. Accesses get through for which that does not wait.
     fn switched(&self) {}
 
@@ -411,6 +414,12 @@ unsafe impl<U: Unit> Platform for Bench<U> {
     fn clean(&self, start: NonNull<u8>, bytes: usize) {
         if let Some(phys) = self.0.pool.ram().phys_of(start) {
             self.0.memory.clean(phys, bytes as u64);
+        }
+    }
+
+    fn invalidate(&self, start: NonNull<u8>, bytes: usize) {
+        if let Some(phys) = self.0.pool.ram().phys_of(start) {
+            self.unit().dropped_from_cache(phys, bytes as u64);
         }
     }
 

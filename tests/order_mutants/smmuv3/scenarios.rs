@@ -1,16 +1,16 @@
 //! What units there are, and what is asked of the SMMUv3 driver.
 
-use iommu::PhysAddr;
 use iommu::arch::smmuv3::device::DeviceConfig;
 use iommu::arch::smmuv3::layout::Identification;
 use iommu::arch::smmuv3::layout::identification::{Idr0, Idr3};
 use iommu::bus::Snoop;
-use iommu::ops::Msi;
+use iommu::ops::{InterruptKind, Msi};
+use iommu::{FaultKind, FaultRecord, FaultsLeft, Iova, PhysAddr, SourceId};
 
 use super::{Bench, SmmuUnit, queue, substreams};
-use crate::common::bench::Verdict;
+use crate::common::bench::{Convicted, SECOND, Verdict};
 use crate::common::runner::Scenario;
-use crate::common::scenarios::World;
+use crate::common::scenarios::{World, map, probe};
 use crate::common::{device_tlbs, lives, scenarios};
 
 /// What a unit can do.
@@ -87,6 +87,7 @@ pub(crate) const SCENARIOS: &[Scenario<SmmuUnit>] = &[
     Scenario { name: "shutdown and enable", units: ALL, run: lives::shutdown },
     Scenario { name: "suspend and resume", units: ALL, run: lives::suspend },
     Scenario { name: "teardown", units: ALL, run: lives::teardown },
+    Scenario { name: "events", units: ALL, run: events },
     Scenario { name: "interrupts", units: &[UnitKind::Plain], run: interrupts },
     Scenario { name: "a refused command", units: TWO, run: queue::refused },
     Scenario { name: "a device that does not answer", units: &[UnitKind::Plain], run: queue::deaf },
@@ -105,5 +106,37 @@ fn interrupts(bench: &Bench) -> Verdict {
         world.iommu.set_fault_interrupt(Msi { address: PhysAddr::new(0x5000_0000), data })?;
     }
     drop(world);
+    bench.verdict()
+}
+
+/// What was refused is told as it was.
+fn events(bench: &Bench) -> Verdict {
+    let world = World::boot(bench)?;
+    let second = probe(&world.iommu, bench, SECOND)?;
+    let domain = world.iommu.paging_domain(&[&second])?;
+    map(&domain, 0x10_0000, 0x1000_0000, 0x1000)?;
+    world.iommu.attach_device(&domain, &second)?;
+    while world.iommu.handle_interrupt(InterruptKind::Fault) == FaultsLeft::Some {}
+    while world.iommu.next_fault().is_some() {}
+    for page in 1..6u64 {
+        let address = 0x10_0000 + page * 0x1000;
+        bench.once(SECOND, address, false, None)?;
+        bench.watch_nothing();
+        world.iommu.handle_interrupt(InterruptKind::Fault);
+        let mut faults = std::iter::from_fn(|| world.iommu.next_fault()).peekable();
+        if faults.peek().is_none() {
+            return Err(Convicted("a refused request is not told".into()));
+        }
+        let is_right = |fault: &FaultRecord| {
+            fault.source == SourceId::pci(0, SECOND)
+                && fault.iova == Some(Iova::new(address))
+                && fault.kind == FaultKind::Translation
+        };
+        if let Some(wrong) = faults.find(|fault| !is_right(fault)) {
+            return Err(Convicted(format!("a refused request is told as {wrong}")));
+        }
+    }
+    world.iommu.detach_device(&domain, &second)?;
+    drop((domain, second, world));
     bench.verdict()
 }

@@ -34,7 +34,8 @@ impl Unit for SmmuUnit {
 
     fn new(memory: Arc<ObservedMemory>, setup: &Setup<UnitKind>) -> Self {
         let config = DeviceConfig { identification: setup.kind.identification(), cache_order: 1 };
-        let host = Late { memory, devices: Devices::default() };
+        let host =
+            Late { memory, devices: Devices::default(), snoops: setup.kind.snoops(), uncached: Mutex::default() };
         let choices = Choices::new(setup.seed, setup.retention);
         let device = SmmuDevice::with_chooser(CacheFrames::new(), host, config, choices).unwrap();
         Self { device, complaints: Mutex::default() }
@@ -117,6 +118,17 @@ impl Unit for SmmuUnit {
         iommu::arch::smmuv3::init(iommu, &iort(iommu.platform().kind().snoops()))
     }
 
+    fn dropped_from_cache(&self, first: PhysAddr, bytes: u64) {
+        let host = self.device.host();
+        let inside = |address: PhysAddr| address.as_u64().wrapping_sub(first.as_u64()) < bytes;
+        let (seen, unseen): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut *lock(&host.uncached)).into_iter().partition(|(address, _)| inside(*address));
+        *lock(&host.uncached) = unseen;
+        for (address, value) in seen {
+            let _ = host.memory.write64(address, value);
+        }
+    }
+
     /// Only new ones are dealt with as the new state has it (6.3.9.6).
     fn switched(&self) {
         self.devices().land();
@@ -162,6 +174,10 @@ impl SmmuUnit {
 struct Late {
     memory: Arc<ObservedMemory>,
     devices: Devices,
+    /// Whether what it writes gets into the processor's cache.
+    snoops: Snoop,
+    /// What it has written beside the cache, which still has what was there before.
+    uncached: Mutex<Vec<(PhysAddr, u64)>>,
 }
 
 impl Host for Late {
@@ -170,6 +186,10 @@ impl Host for Late {
     }
 
     fn write64(&self, address: PhysAddr, value: u64) -> std::result::Result<(), Unreachable> {
+        if self.snoops == Snoop::No {
+            lock(&self.uncached).push((address, value));
+            return Ok(());
+        }
         self.memory.write64(address, value).ok_or(Unreachable)
     }
 
