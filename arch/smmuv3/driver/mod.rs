@@ -53,7 +53,7 @@ mod update;
 
 pub use capabilities::Capabilities;
 pub use events::{DrainedEvents, EventQueue};
-#[cfg(loom)]
+#[cfg(any(loom, order_mutants))]
 pub use model::OneStream;
 pub use queue::{CommandQueue, QueueConfig, Ticket};
 pub use registers::{RegisterPages, SmmuRegisters, Untranslated};
