@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use iommu::ops::Stage;
 use iommu::{Access as FaultAccess, Domain, FaultRecord, Iova, IovaRange, Prot};
 use iommu_harness::{Access, Buffer, Machine, Node, QemuQuirks, TestResult};
 
@@ -299,19 +300,17 @@ fn compare_faults(what: &str, model: &Side<'_>, quirks: Option<&QemuQuirks>, min
     };
     // A page that is mapped faults for its permissions, so a translation of it may be cached.
     let may_be_cached = |fault: &Fault| fault.iova.is_some_and(|iova| model.is_mapped(fault.source, iova));
+    // All domains of a run are alike.
+    let stage = model.domains[0].ops().stage().expect("a paging domain has a stage");
     if model.rig.tells_of_each_access() {
         let (mut mine, theirs) = (by_page(mine), by_page(theirs));
-        mine.faults.retain(|fault| {
-            let quirk = quirks.smmu_drops_reads_that_a_cached_entry_forbids && fault.access == FaultAccess::Read;
-            !quirk || !may_be_cached(fault) || theirs.faults.contains(fault)
-        });
+        let quirk = quirks.smmu_drops_what_a_cached_entry_of_stage_2_forbids && stage == Stage::Second;
+        mine.faults.retain(|fault| !quirk || !may_be_cached(fault) || theirs.faults.contains(fault));
         return assert_same(what, &mine, &theirs);
     }
     let (mine, theirs) = (&mine.faults, &theirs.faults);
     let dropped =
         |fault: &Fault| quirks.vtd_drops_what_a_cached_entry_forbids && may_be_cached(fault) && !theirs.contains(fault);
-    // All domains of a run are alike.
-    let stage = model.domains[0].ops().stage().expect("a paging domain has a stage");
     let as_theirs = |fault: &Fault| {
         let access = if fault.access == FaultAccess::Write { Access::Write } else { Access::Read };
         Fault { reason: quirks.vtd_reason(stage, access, fault.reason), ..*fault }

@@ -104,8 +104,9 @@ pub struct QemuQuirks {
     /// The stage for which nothing is recorded of an address that is too wide: more than 48 bits for stage 1, more
     /// than an output address has for stage 2. It is refused all the same.
     pub smmu_loses_wide_addresses_of: Option<Stage>,
-    /// Whether a read is dropped without a record when the TLB has a translation for writing only, as stage 2 has.
-    pub smmu_drops_reads_that_a_cached_entry_forbids: bool,
+    /// Whether a request is dropped without a record when the TLB has a translation of stage 2 that does not permit
+    /// it: a read where a write-only page is cached, and a write, which is taken for a fault of stage 1.
+    pub smmu_drops_what_a_cached_entry_of_stage_2_forbids: bool,
     /// Whether GBPA can make a unit that is off abort what passes it; elsewhere it reads as zero.
     pub smmu_has_global_abort: bool,
 }
@@ -140,7 +141,7 @@ impl QemuQuirks {
             smmu_reserved_output_size_is_fatal: !before_10,
             smmu_finds_only_the_first_of_concatenated_tables: true,
             smmu_loses_wide_addresses_of: Some(if before_10 { Stage::First } else { Stage::Second }),
-            smmu_drops_reads_that_a_cached_entry_forbids: true,
+            smmu_drops_what_a_cached_entry_of_stage_2_forbids: true,
             smmu_has_global_abort: !before_10,
         }
     }
