@@ -184,7 +184,7 @@ pub(super) fn replace_default<P: Platform>(
     }
     let next = current.another()?;
     next.write(None, 0, new, sync)?;
-    let slot = streams.find_or_make(stream, sync)?;
+    let slot = streams.find_or_make(stream)?;
     let mut ste: Ste = slot.read();
     // Nothing else: so it is one store.
     ste.words[0] ^= current.entries.phys().as_u64() ^ next.entries.phys().as_u64();

@@ -170,7 +170,7 @@ fn substreams_are_counted() {
 
 /// A stream with ONE, whose table has this many bits.
 fn attached(platform: &Memory, bits: u8) -> (StreamTable<Memory>, CdTable<Memory>) {
-    let streams = StreamTable::new(visibility(platform), 6, Levels::One, Ste::abort()).unwrap();
+    let streams = StreamTable::new(visibility(platform), 6, Levels::One).unwrap();
     let cds = table(platform, bits);
     cds.write(None, 0, ONE, &Syncs::default()).unwrap();
     let ste = cds.stream_entry().with_default_substream(DefaultSubstream::Substream0).with_stalls_disabled();

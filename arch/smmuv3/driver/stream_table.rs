@@ -1,6 +1,6 @@
 //! The stream table of a unit: what becomes of the requests of each stream (SMMU 3.3.1, 5.1, 5.2).
 
-use super::entries::{DESCRIPTORS_LOG2, ENTRIES_LOG2, Entries, Made, first_words};
+use super::entries::{DESCRIPTORS_LOG2, ENTRIES_LOG2, Entries, first_words};
 use super::slot::{EntrySync, Slot, write};
 use super::table_site as site;
 use super::update::Passage;
@@ -20,6 +20,9 @@ const MAX_BITS_OF_SMALL_TABLES: u8 = 25;
 /// are blocked (C_BAD_STREAMID).
 pub const MAX_STREAM_ID_BITS: u8 = 27;
 
+/// What streams have that were never installed.
+const UNCLAIMED: Ste = Ste::abort();
+
 /// One STE in memory.
 pub(super) type StreamSlot<'a, P> = Slot<'a, Ste, P>;
 
@@ -32,29 +35,25 @@ pub(super) type StreamSlot<'a, P> = Slot<'a, Ste, P>;
 pub(super) struct StreamTable<P: Platform> {
     entries: Entries<P>,
     bits: u8,
-    /// What streams have that were never installed.
-    unclaimed: Ste,
 }
 
 impl<P: Platform> StreamTable<P> {
     /// A table for StreamIDs of `bits` bits, or fewer if that are more than [`MAX_STREAM_ID_BITS`], in
-    /// two levels if the unit has them and one would not fit a frame. `unclaimed` is what becomes of
-    /// streams that are not installed: abort, which is silent; V = 0, which is recorded; or bypass, for
-    /// which every stream needs an entry, so that it must be installed even so. In two levels, streams
-    /// whose neighbours are not installed either are blocked in any case. Task only.
+    /// two levels if the unit has them and one would not fit a frame. Streams are blocked in it: silently,
+    /// but for those in two levels of which no neighbour was installed either. Task only.
     ///
     /// # Errors
     /// [`Error::NoMemory`].
-    pub(super) fn new(visibility: Visibility<P>, bits: u8, levels: Levels, unclaimed: Ste) -> Result<Self> {
+    pub(super) fn new(visibility: Visibility<P>, bits: u8, levels: Levels) -> Result<Self> {
         let bits = bits.min(MAX_STREAM_ID_BITS);
         let entries = match split(bits, levels) {
             Some(split) => {
                 let link = L1Std::new(PhysAddr::new(0), split).0;
                 Entries::two_level(visibility, bits, split, link, &site::STREAM_TABLES)?
             }
-            None => Entries::linear(visibility, bits, site::STREAM_TABLE_CLEAN, &|table| fill(table, unclaimed))?,
+            None => Entries::linear(visibility, bits, site::STREAM_TABLE_CLEAN, &fill)?,
         };
-        Ok(Self { entries, bits, unclaimed })
+        Ok(Self { entries, bits })
     }
 
     /// Where it lies, for SMMU_STRTAB_BASE.
@@ -82,35 +81,30 @@ impl<P: Platform> StreamTable<P> {
         Some(self.slot(table, first))
     }
 
-    /// The entry of a stream, in a new table if there is none. Task only.
+    /// The entry of a stream, in a new table if there is none: the unit may have cached that (5.1.1), until the
+    /// entry is [replaced](Self::replace). Task only.
     ///
     /// # Errors
-    /// [`Error::NoMemory`]; [`InvalidReason::SourceId`] for one beyond the table; those of `sync`, after
-    /// which the call may be repeated.
-    pub(super) fn find_or_make(&self, stream: StreamId, sync: &dyn EntrySync) -> Result<StreamSlot<'_, P>> {
+    /// [`Error::NoMemory`]; [`InvalidReason::SourceId`] for one beyond the table.
+    pub(super) fn find_or_make(&self, stream: StreamId) -> Result<StreamSlot<'_, P>> {
         if !self.covers(stream) {
             return Err(Error::Invalid(InvalidReason::SourceId));
         }
-        let unclaimed = self.unclaimed;
-        let ((table, first), made) = self.entries.find_or_fill(stream.0, &|table| fill(table, unclaimed))?;
-        let slot = self.slot(table, first);
-        if made == Made::Now && !site::STE.descriptor_sync.is_skipped() {
-            // That there is no table may be cached (5.1.1); no entry of it can be.
-            sync.ste(stream, Leaf::AllLevels)?;
-        }
-        Ok(slot)
+        let ((table, first), _) = self.entries.find_or_fill(stream.0, &fill)?;
+        Ok(self.slot(table, first))
     }
 
     /// Turns the entry of a stream into `new`, hitlessly where the hardware allows it. Task only; the
     /// stream's group is claimed.
     ///
     /// # Errors
-    /// Those of [`find_or_make`](Self::find_or_make), after which nothing has changed; and those of
-    /// [`Slot::replace`].
+    /// [`Error::NoMemory`]; [`InvalidReason::SourceId`] for one beyond the table: nothing has changed then. Those
+    /// of [`Slot::replace`].
     pub(super) fn replace(&self, stream: StreamId, new: Ste, sync: &dyn EntrySync) -> Result<Passage> {
-        let slot = self.find_or_make(stream, sync)?;
-        // Another processor may have made its table just now, and not have told the unit yet.
-        let leaf = if slot.read() == self.unclaimed { Leaf::AllLevels } else { Leaf::Only };
+        let slot = self.find_or_make(stream)?;
+        // Whoever made its table, now or on another processor, may not have told the unit that there is one.
+        let is_first = slot.read() == UNCLAIMED && !site::STE.descriptor_sync.is_skipped();
+        let leaf = if is_first { Leaf::AllLevels } else { Leaf::Only };
         slot.replace(new, &mut || sync.ste(stream, leaf))
     }
 
@@ -140,10 +134,8 @@ fn split(bits: u8, levels: Levels) -> Option<u8> {
     }
 }
 
-fn fill(table: Table<'_>, entry: Ste) {
-    if entry != Ste::default() {
-        first_words(table).for_each(|first| write(table, first, entry));
-    }
+fn fill(table: Table<'_>) {
+    first_words(table).for_each(|first| write(table, first, UNCLAIMED));
 }
 
 #[cfg(all(test, not(loom)))]

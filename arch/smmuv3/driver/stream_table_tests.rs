@@ -24,7 +24,7 @@ fn visibility(platform: &Memory) -> Visibility<Memory> {
 }
 
 fn table(platform: &Memory, bits: u8, levels: Levels) -> StreamTable<Memory> {
-    StreamTable::new(visibility(platform), bits, levels, Ste::abort()).unwrap()
+    StreamTable::new(visibility(platform), bits, levels).unwrap()
 }
 
 /// What hardware finds for a stream (3.3.1), in what was written back; `None` if it has no STE.
@@ -120,40 +120,34 @@ fn large_tables_have_large_leaves_and_an_end() {
     assert_eq!([25, 26, 27].map(|bits| split(bits, Levels::OneOrTwo)), [Some(8), Some(10), Some(10)]);
     // Two levels of 32 bits: 1 MiB of descriptors are asked for, which this platform does not have.
     let platform = Memory::new(Pairs::Refused);
-    let refused = StreamTable::new(visibility(&platform), 32, Levels::OneOrTwo, Ste::abort());
+    let refused = StreamTable::new(visibility(&platform), 32, Levels::OneOrTwo);
     assert_eq!(refused.err(), Some(Error::NoMemory));
     assert_eq!(8u64 << (MAX_STREAM_ID_BITS - 10), 1 << 20);
 }
 
 #[test]
 fn a_second_table_is_whole_before_it_is_found() {
-    for unclaimed in [Ste::abort(), Ste::default(), Ste::bypass()] {
-        let platform = Memory::new(Pairs::Refused);
-        let table = StreamTable::new(visibility(&platform), 16, Levels::OneOrTwo, unclaimed).unwrap();
+    let platform = Memory::new(Pairs::Refused);
+    let (table, syncs) = (table(&platform, 16, Levels::OneOrTwo), Syncs::default());
+    let [stream, neighbour, stranger] = [0x123, 0x1ff, 0x223].map(StreamId);
+    assert_eq!(walk(&platform, &table, stream), None);
+    // Who finds the table before the unit was told of it tells the unit, too.
+    let also = |count| {
         let syncs = Syncs::default();
-        let [stream, neighbour, stranger] = [0x123, 0x1ff, 0x223].map(StreamId);
-        assert_eq!(walk(&platform, &table, stream), None);
-        // Who finds the table before the unit was told of it tells the unit, too.
-        let also = |count| {
-            let syncs = Syncs::default();
-            if count == 1 {
-                table.replace(neighbour, STAGE1, &watch(&platform, &table, &syncs)).unwrap();
-                assert_eq!(syncs.seen.take().last(), Some(&(Leaf::AllLevels, Some(STAGE1))));
-            }
-        };
-        table.replace(stream, STAGE1, &Watch { also: &also, ..watch(&platform, &table, &syncs) }).unwrap();
-        // The descriptor first; then the entry, with V last.
-        let seen = syncs.seen.take();
-        assert_eq!(seen[0], (Leaf::AllLevels, Some(unclaimed)));
-        assert_eq!(seen.last(), Some(&(Leaf::AllLevels, Some(STAGE1))));
-        assert_eq!(seen.len(), 3, "the table, what was unused, the turn");
-        assert_eq!(walk(&platform, &table, StreamId(0x100)), Some(unclaimed));
-        assert_eq!(walk(&platform, &table, stranger), None);
-        table.replace(neighbour, STAGE1.with_stalls_disabled(), &watch(&platform, &table, &syncs)).unwrap();
-        assert!(syncs.seen.take().iter().all(|(leaf, _)| *leaf == Leaf::Only));
-        let met = [stream, neighbour, stranger].map(|of| walk(&platform, &table, of));
-        assert_eq!(met, [Some(STAGE1), Some(STAGE1.with_stalls_disabled()), None]);
-    }
+        if count == 1 {
+            assert_eq!(walk(&platform, &table, neighbour), Some(Ste::abort()));
+            table.replace(neighbour, STAGE1, &watch(&platform, &table, &syncs)).unwrap();
+            assert!(syncs.seen.take().iter().all(|(leaf, _)| *leaf == Leaf::AllLevels));
+        }
+    };
+    table.replace(stream, STAGE1, &Watch { also: &also, ..watch(&platform, &table, &syncs) }).unwrap();
+    let seen = syncs.seen.take();
+    assert!(seen.iter().all(|(leaf, _)| *leaf == Leaf::AllLevels));
+    assert_eq!(seen.len(), 2, "what was unused, the turn");
+    table.replace(neighbour, STAGE1.with_stalls_disabled(), &watch(&platform, &table, &syncs)).unwrap();
+    assert!(syncs.seen.take().iter().all(|(leaf, _)| *leaf == Leaf::Only));
+    let met = [stream, neighbour, stranger].map(|of| walk(&platform, &table, of));
+    assert_eq!(met, [Some(STAGE1), Some(STAGE1.with_stalls_disabled()), None]);
 }
 
 #[test]
@@ -161,7 +155,7 @@ fn every_allocation_may_fail() {
     let platform = Memory::new(Pairs::Refused);
     for nth in 0..=2 {
         platform.fail_nth(nth);
-        let made = StreamTable::new(visibility(&platform), 16, Levels::OneOrTwo, Ste::abort()).and_then(|table| {
+        let made = StreamTable::new(visibility(&platform), 16, Levels::OneOrTwo).and_then(|table| {
             let syncs = Syncs::default();
             let done = table.replace(StreamId(7), STAGE1, &watch(&platform, &table, &syncs));
             if done.is_err() {
@@ -251,7 +245,7 @@ fn a_sync_that_fails_leaves_nothing_valid() {
 fn a_walker_that_snoops_needs_no_clean() {
     let platform = Memory::new(Pairs::Refused);
     let visibility = Visibility { platform: platform.clone(), coherency: WalkerCoherency::Snoops };
-    let table = StreamTable::new(visibility, 16, Levels::OneOrTwo, Ste::abort()).unwrap();
+    let table = StreamTable::new(visibility, 16, Levels::OneOrTwo).unwrap();
     struct Nothing;
     impl EntrySync for Nothing {
         fn ste(&self, _stream: StreamId, _leaf: Leaf) -> Result<()> {

@@ -119,7 +119,7 @@ impl<P: Platform> SmmuUnit<P> {
         let visibility = Visibility { platform: platform.clone(), coherency };
         let events = EVENTS_LOG2.min(capabilities.event_queue_log2());
         let events = EventQueue::new(visibility.clone(), events, queue.last)?;
-        let tables = StreamTable::new(visibility, capabilities.stream_id_bits(), levels, Ste::abort())?;
+        let tables = StreamTable::new(visibility, capabilities.stream_id_bits(), levels)?;
         let ids = |bits: u8| {
             let ids = IdBitmap::new(platform.clone(), (1 << bits) - 1, NoSpaceReason::DomainIds)?;
             // VMID 0 is that of stage 1; ASID 0 is what an entry of zeros has.
