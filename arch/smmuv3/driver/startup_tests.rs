@@ -11,7 +11,7 @@ use crate::addr::PhysAddr;
 use crate::arch::smmuv3::driver::SmmuOptions;
 use crate::arch::smmuv3::driver::unit::SmmuUnit;
 use crate::arch::smmuv3::firmware::Firmware;
-use crate::arch::smmuv3::firmware::iort::samples::{ITS, SMMU, finish};
+use crate::arch::smmuv3::firmware::iort::samples::{ITS, RMR, SMMU, finish};
 use crate::arch::smmuv3::layout::registers::{Cr0, Gbpa, IrqCtrl, offset};
 use crate::error::{Error, Result};
 use crate::frames::Slab;
@@ -34,7 +34,11 @@ struct State {
 
 impl Hardware {
     fn new() -> Self {
-        let arena = Arena::new(Box::leak(vec![Frame::ZERO; 256].into_boxed_slice())).unwrap();
+        Self::with_frames(256)
+    }
+
+    fn with_frames(frames: usize) -> Self {
+        let arena = Arena::new(Box::leak(vec![Frame::ZERO; frames].into_boxed_slice())).unwrap();
         Self { arena, state: Arc::default() }
     }
 
@@ -43,9 +47,13 @@ impl Hardware {
     }
 
     fn unit(&self) -> SmmuUnit<Self> {
-        let firmware = Firmware::from_iort(self.clone(), &finish(&[ITS, SMMU])).unwrap();
-        let firmware = Slab::new(self.clone()).unwrap().insert(firmware).map_err(|(error, _)| error).unwrap();
-        SmmuUnit::new(self.clone(), firmware, 0, SmmuOptions::default()).unwrap()
+        self.try_unit().unwrap()
+    }
+
+    fn try_unit(&self) -> Result<SmmuUnit<Self>> {
+        let firmware = Firmware::from_iort(self.clone(), &finish(&[ITS, SMMU, RMR]))?;
+        let firmware = Slab::new(self.clone())?.insert(firmware).map_err(|(error, _)| error)?;
+        SmmuUnit::new(self.clone(), firmware, 0, SmmuOptions::default())
     }
 
     fn is_on(&self, control: Cr0) -> bool {
@@ -153,4 +161,22 @@ fn a_fence_amid_the_start_is_not_lost() {
     unit.start().unwrap();
     assert!(hardware.is_on(Cr0::SMMUEN | Cr0::CMDQEN));
     assert_eq!(hardware.read32(offset::IRQ_CTRL), (IrqCtrl::EVENTQ | IrqCtrl::GERROR).bits());
+}
+
+#[test]
+fn every_failed_allocation_gives_all_frames_back() {
+    let mut failures = 0;
+    for frames in 2.. {
+        let hardware = Hardware::with_frames(frames);
+        match hardware.try_unit() {
+            Ok(unit) => {
+                drop(unit);
+                assert_eq!(hardware.arena.frames_in_use(), 0);
+                break;
+            }
+            Err(error) => assert_eq!((error, hardware.arena.frames_in_use()), (Error::NoMemory, 0), "{frames} frames"),
+        }
+        failures += 1;
+    }
+    assert!(failures > 20);
 }

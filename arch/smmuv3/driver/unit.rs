@@ -126,17 +126,21 @@ impl<P: Platform> SmmuUnit<P> {
             ids.reserve(0)?;
             Ok::<_, Error>(ids)
         };
+        // Before the literal: what fails in it drops nothing of what is to be dropped by hand.
+        let (asids, vmids) = (ids(capabilities.asid_bits())?, ids(capabilities.vmid_bits())?);
+        let (queue, streams) = (CommandQueue::new(platform.clone(), queue)?, Streams::new(&platform)?);
+        let (reserved, domains) = (AllReserved::new(platform.clone())?, Slab::new(platform.clone())?);
         let unit = Self {
-            queue: CommandQueue::new(platform.clone(), queue)?,
+            queue,
             events: ManuallyDrop::new(events),
             stalls: HeldStalls::default(),
             tables: ManuallyDrop::new(tables),
-            streams: ManuallyDrop::new(Streams::new(&platform)?),
-            reserved: ManuallyDrop::new(AllReserved::new(platform.clone())?),
+            streams: ManuallyDrop::new(streams),
+            reserved: ManuallyDrop::new(reserved),
             shown: AtomicBool::new(false),
-            asids: ids(capabilities.asid_bits())?,
-            vmids: ids(capabilities.vmid_bits())?,
-            domains: Slab::new(platform.clone())?,
+            asids,
+            vmids,
+            domains,
             quarantine: Lock::new(heapless::Vec::new()),
             fenced_devices: FencedDevices::new(),
             fault_interrupt: Lock::new(None),
