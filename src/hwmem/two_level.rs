@@ -38,6 +38,7 @@ pub struct Leaves {
 /// Dropping it frees all tables: hardware must have stopped walking them.
 ///
 /// ```
+/// use iommu::PhysAddr;
 /// use iommu::hwmem::{Leaves, TableSites, TwoLevel, Visibility};
 /// use iommu::pgtable::WalkerCoherency;
 /// use iommu::platform::{Arena, Frame};
@@ -46,7 +47,7 @@ pub struct Leaves {
 /// const SITE: Site = Site::new("a table, before the entry that points to it");
 /// static SITES: TableSites = TableSites { top_clean: SITE, new_clean: SITE, new: SITE, entry_clean: SITE };
 /// let arena = Arena::new(Box::leak(vec![Frame::ZERO; 4].into_boxed_slice()))?;
-/// let visibility = Visibility { platform: arena, coherency: WalkerCoherency::Snoops };
+/// let visibility = Visibility { platform: arena, coherency: WalkerCoherency::Snoops, last: PhysAddr::new(u64::MAX) };
 /// let tables = TwoLevel::new(visibility, 0, Leaves { order: 0, link: 1, sites: &SITES })?;
 /// assert!(tables.find(7).is_none());
 /// tables.find_or_make(7)?.entry(0).store(1);
@@ -66,7 +67,7 @@ impl<P: Platform> TwoLevel<P> {
     /// # Errors
     /// [`Error::NoMemory`].
     pub fn new(visibility: Visibility<P>, order: u8, leaves: Leaves) -> Result<Self> {
-        let top = FrameTable::new(visibility.platform.clone(), order, PhysAddr::new(u64::MAX))?;
+        let top = FrameTable::new(visibility.platform.clone(), order, visibility.last)?;
         visibility.clean(leaves.sites.top_clean, top.view(), 0, usize::MAX);
         Ok(Self { visibility, top, leaves })
     }
@@ -105,7 +106,7 @@ impl<P: Platform> TwoLevel<P> {
             return Ok(table);
         }
         let Leaves { order, link, sites } = self.leaves;
-        let new = FrameTable::new(self.visibility.platform.clone(), order, PhysAddr::new(u64::MAX))?;
+        let new = FrameTable::new(self.visibility.platform.clone(), order, self.visibility.last)?;
         fill(new.view());
         self.visibility.clean(sites.new_clean, new.view(), 0, usize::MAX);
         // The whole table must be visible before an entry points to it.

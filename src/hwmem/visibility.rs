@@ -1,6 +1,7 @@
 //! How tables become visible to a walker.
 
 use super::Table;
+use crate::addr::PhysAddr;
 use crate::pgtable::WalkerCoherency;
 use crate::platform::Platform;
 use crate::sync::Site;
@@ -18,7 +19,7 @@ use crate::sync::Site;
 /// const ENTRY_CLEAN: Site = Site::new("clean of an entry");
 /// let arena = Arena::new(Box::leak(vec![Frame::ZERO; 2].into_boxed_slice()))?;
 /// let table = FrameTable::new(arena, 0, PhysAddr::new(u64::MAX))?;
-/// let visibility = Visibility { platform: arena, coherency: WalkerCoherency::NeedsClean };
+/// let visibility = Visibility { platform: arena, coherency: WalkerCoherency::NeedsClean, last: PhysAddr::new(u64::MAX) };
 /// table.view().entry(3).store(7);
 /// visibility.clean(ENTRY_CLEAN, table.view(), 3, 1);
 /// # Ok::<(), iommu::Error>(())
@@ -29,6 +30,8 @@ pub struct Visibility<P: Platform> {
     pub platform: P,
     /// Whether that is needed.
     pub coherency: WalkerCoherency,
+    /// The last physical address that the walker reaches: no table is made beyond.
+    pub last: PhysAddr,
 }
 
 impl<P: Platform> Visibility<P> {

@@ -213,7 +213,8 @@ impl<P: Platform> Iommu<P> {
     /// Restores every unit after [`suspend`](Self::suspend). It also resets units that were fenced
     /// ([`Error::Fenced`](crate::Error::Fenced)): their devices go on, and what was quarantined is
     /// freed. To reset one and leave the others alone, call [`IommuOps::resume`] of that
-    /// [unit](Self::units); invalidations that are under way in a unit fail when it is reset. A device
+    /// [unit](Self::units), unless device TLBs are used ([`AtsPolicy`]): those behind it would keep what is
+    /// stale. Invalidations that are under way in a unit fail when it is reset. A device
     /// that did not answer ([`DeviceTimeOut`](crate::InvalidationReason::DeviceTimeOut)) stays fenced
     /// until a reset that it answers after, or until it is taken out.
     ///

@@ -22,7 +22,7 @@ const ONE: Cd = Cd::new(Asid(1), PhysAddr::new(0x8_6000), Granule::Size4K, 48, 4
 const TWO: Cd = Cd::new(Asid(2), PhysAddr::new(0x9_6000), Granule::Size4K, 48, 44);
 
 fn visibility(platform: &Memory) -> Visibility<Memory> {
-    Visibility { platform: platform.clone(), coherency: WalkerCoherency::NeedsClean }
+    Visibility { platform: platform.clone(), coherency: WalkerCoherency::NeedsClean, last: PhysAddr::new(u64::MAX) }
 }
 
 fn table(platform: &Memory, bits: u8) -> CdTable<Memory> {
@@ -117,7 +117,8 @@ fn tables_are_as_large_as_their_substreams_need() {
 #[test]
 fn how_cds_are_read_follows_from_coherency() {
     let platform = Memory::new(Pairs::Refused);
-    let snooping = Visibility { platform: platform.clone(), coherency: WalkerCoherency::Snoops };
+    let snooping =
+        Visibility { platform: platform.clone(), coherency: WalkerCoherency::Snoops, last: PhysAddr::new(u64::MAX) };
     let snooping = CdTable::new(snooping, 0, Levels::One).unwrap();
     assert_eq!(snooping.stream_entry().words[1] & 0xfc, 0b11_01_01 << 2);
     assert_eq!(table(&platform, 0).stream_entry().words[1] & 0xfc, 0b10_00_00 << 2);

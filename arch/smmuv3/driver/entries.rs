@@ -27,7 +27,7 @@ impl<P: Platform> Entries<P> {
     /// `1 << bits` entries in one table, which `fill` may make something of. Task only.
     pub(super) fn linear(visibility: Visibility<P>, bits: u8, clean: Site, fill: &dyn Fn(Table<'_>)) -> Result<Self> {
         let order = order(bits.saturating_add(WORDS_LOG2));
-        let table = FrameTable::new(visibility.platform.clone(), order, PhysAddr::new(u64::MAX))?;
+        let table = FrameTable::new(visibility.platform.clone(), order, visibility.last)?;
         fill(table.view());
         visibility.clean(clean, table.view(), 0, usize::MAX);
         Ok(Self::Linear { visibility, table })

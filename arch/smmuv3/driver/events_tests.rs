@@ -93,7 +93,7 @@ impl Unit {
 
     fn queue(&self, log2: u8) -> (SmmuRegisters<Self>, EventQueue<Self>) {
         let coherency = if self.state().is_snooped { WalkerCoherency::Snoops } else { WalkerCoherency::NeedsClean };
-        let visibility = Visibility { platform: self.clone(), coherency };
+        let visibility = Visibility { platform: self.clone(), coherency, last: PhysAddr::new(u64::MAX) };
         let registers = SmmuRegisters::map(self.clone(), PhysAddr::new(0x905_0000), RegisterPages::Two).unwrap();
         let queue = EventQueue::new(visibility, log2, PhysAddr::new(u64::MAX)).unwrap();
         queue.start(&registers);
@@ -314,7 +314,8 @@ fn nothing_is_read_of_a_queue_that_is_off() {
 fn sizes_and_memory_have_limits() {
     let unit = Unit::new(true);
     let make = |log2| {
-        let visibility = Visibility { platform: unit.clone(), coherency: WalkerCoherency::Snoops };
+        let visibility =
+            Visibility { platform: unit.clone(), coherency: WalkerCoherency::Snoops, last: PhysAddr::new(u64::MAX) };
         EventQueue::new(visibility, log2, PhysAddr::new(u64::MAX)).map(drop)
     };
     assert_eq!(make(9), Ok(()));

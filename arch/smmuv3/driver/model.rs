@@ -29,7 +29,7 @@ impl<P: Platform> OneStream<P> {
 
     /// The stream is blocked, and no CD is valid of those for SubstreamIDs of `bits` bits.
     pub fn with_substreams(platform: P, coherency: WalkerCoherency, bits: u8) -> Result<Self> {
-        let visibility = Visibility { platform, coherency };
+        let visibility = Visibility { platform, coherency, last: PhysAddr::new(u64::MAX) };
         let streams = StreamTable::new(visibility.clone(), 0, Levels::One)?;
         Ok(Self { streams, cds: CdTable::new(visibility, bits, Levels::OneOrTwo)? })
     }

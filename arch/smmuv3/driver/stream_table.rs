@@ -56,6 +56,11 @@ impl<P: Platform> StreamTable<P> {
         Ok(Self { entries, bits })
     }
 
+    /// How it becomes visible.
+    pub(super) fn visibility(&self) -> &Visibility<P> {
+        self.entries.visibility()
+    }
+
     /// Where it lies, for SMMU_STRTAB_BASE.
     pub(super) fn base(&self) -> StrtabBase {
         StrtabBase::new(self.entries.phys())
@@ -109,7 +114,7 @@ impl<P: Platform> StreamTable<P> {
     }
 
     fn slot<'a>(&'a self, table: Table<'a>, first: usize) -> StreamSlot<'a, P> {
-        Slot::new(self.entries.visibility(), table, first, &site::STE)
+        Slot::new(self.visibility(), table, first, &site::STE)
     }
 }
 

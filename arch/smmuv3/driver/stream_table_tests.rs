@@ -20,7 +20,7 @@ use crate::pgtable::WalkerCoherency;
 const STAGE1: Ste = Ste::stage1(PhysAddr::new(0x8_5000), CdTableFormat::Linear, 0);
 
 fn visibility(platform: &Memory) -> Visibility<Memory> {
-    Visibility { platform: platform.clone(), coherency: WalkerCoherency::NeedsClean }
+    Visibility { platform: platform.clone(), coherency: WalkerCoherency::NeedsClean, last: PhysAddr::new(u64::MAX) }
 }
 
 fn table(platform: &Memory, bits: u8, levels: Levels) -> StreamTable<Memory> {
@@ -151,6 +151,22 @@ fn a_second_table_is_whole_before_it_is_found() {
 }
 
 #[test]
+fn no_table_lies_beyond_what_the_unit_reaches() {
+    let platform = Memory::new(Pairs::Refused);
+    let nowhere = || Visibility { last: PhysAddr::new(0xfff), ..visibility(&platform) };
+    for levels in [Levels::One, Levels::OneOrTwo] {
+        assert_eq!(StreamTable::new(nowhere(), 11, levels).err(), Some(Error::NoMemory));
+    }
+    // Of two levels, both.
+    let reached = Visibility { last: table(&platform, 11, Levels::OneOrTwo).base().address(), ..visibility(&platform) };
+    let last = PhysAddr::new(reached.last.as_u64() | 0xfff);
+    let table = StreamTable::new(Visibility { last, ..reached }, 11, Levels::OneOrTwo).unwrap();
+    assert!(table.base().address() <= last);
+    let refused = table.replace(StreamId(1), STAGE1, &watch(&platform, &table, &Syncs::default()));
+    assert_eq!(refused, Err(Error::NoMemory));
+}
+
+#[test]
 fn every_allocation_may_fail() {
     let platform = Memory::new(Pairs::Refused);
     for nth in 0..=2 {
@@ -244,7 +260,8 @@ fn a_sync_that_fails_leaves_nothing_valid() {
 #[test]
 fn a_walker_that_snoops_needs_no_clean() {
     let platform = Memory::new(Pairs::Refused);
-    let visibility = Visibility { platform: platform.clone(), coherency: WalkerCoherency::Snoops };
+    let visibility =
+        Visibility { platform: platform.clone(), coherency: WalkerCoherency::Snoops, last: PhysAddr::new(u64::MAX) };
     let table = StreamTable::new(visibility, 16, Levels::OneOrTwo).unwrap();
     struct Nothing;
     impl EntrySync for Nothing {

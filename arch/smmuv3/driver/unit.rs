@@ -116,7 +116,7 @@ impl<P: Platform> SmmuUnit<P> {
             last: PhysAddr::new((1 << capabilities.output_bits()) - 1),
             ..QueueConfig::default()
         };
-        let visibility = Visibility { platform: platform.clone(), coherency };
+        let visibility = Visibility { platform: platform.clone(), coherency, last: queue.last };
         let events = EVENTS_LOG2.min(capabilities.event_queue_log2());
         let events = EventQueue::new(visibility.clone(), events, queue.last)?;
         let tables = StreamTable::new(visibility, capabilities.stream_id_bits(), levels)?;
@@ -308,7 +308,7 @@ impl<P: Platform> SmmuUnit<P> {
 
     /// How the unit sees what is written for it.
     pub(super) fn visibility(&self) -> Visibility<P> {
-        Visibility { platform: self.platform.clone(), coherency: self.coherency }
+        self.tables.visibility().clone()
     }
 
     /// Lets go of what hardware does not use any more.

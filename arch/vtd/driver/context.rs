@@ -30,7 +30,8 @@ pub(super) struct ContextTables<P: Platform> {
 impl<P: Platform> ContextTables<P> {
     /// Tables in which everything is blocked.
     pub(super) fn new(platform: P, coherency: WalkerCoherency, mode: TableMode) -> Result<Self> {
-        Ok(Self { tables: TwoLevel::new(Visibility { platform, coherency }, 0, leaves(&site::CONTEXT_TABLES))?, mode })
+        let visibility = Visibility { platform, coherency, last: PhysAddr::new(u64::MAX) };
+        Ok(Self { tables: TwoLevel::new(visibility, 0, leaves(&site::CONTEXT_TABLES))?, mode })
     }
 
     /// Where the root table lies.

@@ -43,7 +43,7 @@ impl<P: Platform> PasidDirectory<P> {
             return Err(Error::Invalid(InvalidReason::Pasid));
         }
         let order = size.saturating_sub((FRAME_ENTRIES / MIN_DIRECTORY_ENTRIES).ilog2());
-        let visibility = Visibility { platform, coherency };
+        let visibility = Visibility { platform, coherency, last: PhysAddr::new(u64::MAX) };
         Ok(Self { tables: TwoLevel::new(visibility, order as u8, leaves(&site::PASID_TABLES))?, size: size as u8 })
     }
 
