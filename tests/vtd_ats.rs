@@ -2,15 +2,17 @@
 //! and what becomes of a device that does not answer.
 #![cfg(all(feature = "vtd", not(loom)))]
 
+#[path = "support/express_functions.rs"]
+mod functions;
 #[allow(dead_code)]
 #[path = "support/vtd_hardware.rs"]
 mod hardware;
 #[path = "support/vtd_tables.rs"]
 mod tables;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use functions::{A, B, BELOW, Space};
 use hardware::{CAP, ECAP, Machine};
 use iommu::arch::vtd;
 use iommu::arch::vtd::layout::scalable::ScalableContextEntry;
@@ -20,7 +22,6 @@ use iommu::device::Trust;
 use iommu::domain::{DirtyTracking, DomainOptions};
 use iommu::iotlb::CacheTag;
 use iommu::ops::DomainFeatures;
-use iommu::pci::PciConfig;
 use iommu::{
     AtsPolicy, Device, Domain, Error, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot,
 };
@@ -33,56 +34,9 @@ const ONE_PORT: &[u8] = &[2, 0, 16, 0, 0, 0, 0, 0, 2, 8, 0, 0, 0, 0, 1, 0];
 /// The integrated device 00:04.0 (VT-d 8.8).
 const ONE_DEVICE: &[u8] = &[5, 0, 16, 0, 0, 0, 0, 0, 1, 8, 0, 0, 0, 0, 4, 0];
 
-/// 00:04.0, integrated.
-const A: PciAddress = PciAddress::from_requester_id(0, 0x20);
-/// 00:05.0, as well.
-const B: PciAddress = PciAddress::from_requester_id(0, 0x28);
-/// 00:01.0, a root port, and 01:00.0 below it.
-const PORT: PciAddress = PciAddress::from_requester_id(0, 0x08);
-const BELOW: PciAddress = PciAddress::from_requester_id(0, 0x100);
-
 /// A page of A, and everything of A (6.5.2.5): five invalidations at a time.
 const PAGE_OF_A: [u64; 2] = [0x20_0005_0003, 0x5000];
 const ALL_OF_A: [u64; 2] = [0x20_0005_0003, 0x7fff_ffff_ffff_f001];
-
-#[derive(Default)]
-struct Space(Mutex<BTreeMap<u16, Box<[u32; 1024]>>>);
-
-impl Space {
-    fn new(ats: u32) -> Self {
-        let space = Self::default();
-        space.add(A, 9, ats);
-        space.add(B, 9, ats);
-        space.add(BELOW, 0, ats);
-        space.add(PORT, 4, ats);
-        let mut functions = space.0.lock().unwrap();
-        let port = functions.get_mut(&PORT.requester_id()).unwrap();
-        (port[0x0c / 4], port[0x18 / 4]) = (0x0001_0000, 0x0001_0100);
-        drop(functions);
-        space
-    }
-
-    /// A PCI Express function of this kind (PCIe 7.5.3.2) with this ATS capability register.
-    fn add(&self, function: PciAddress, kind: u32, ats: u32) {
-        let mut words = Box::new([0; 1024]);
-        (words[0], words[1], words[0x34 / 4]) = (0x0001_1234, 0x0010_0000, 0x40);
-        (words[0x40 / 4], words[0x100 / 4], words[0x104 / 4]) = (kind << 20 | 0x0002_0010, 0x0001_000f, ats);
-        self.0.lock().unwrap().insert(function.requester_id(), words);
-    }
-}
-
-impl PciConfig for Space {
-    fn read32(&self, function: PciAddress, offset: u16) -> u32 {
-        let functions = self.0.lock().unwrap();
-        functions.get(&function.requester_id()).map_or(u32::MAX, |words| words[usize::from(offset) / 4])
-    }
-
-    fn write32(&self, function: PciAddress, offset: u16, value: u32) {
-        if let Some(words) = self.0.lock().unwrap().get_mut(&function.requester_id()) {
-            words[usize::from(offset) / 4] = value;
-        }
-    }
-}
 
 struct World {
     machine: Machine,
