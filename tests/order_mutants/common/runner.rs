@@ -23,8 +23,6 @@ pub(crate) struct Suite<U: Unit> {
     pub(crate) scenarios: &'static [Scenario<U>],
     /// What must be missed.
     pub(crate) sites: Vec<Site>,
-    /// What may be on the way, and is looked at elsewhere.
-    pub(crate) foreign: Vec<Site>,
     /// What no scenario can miss, and why it is there all the same.
     pub(crate) explained: &'static [(&'static str, &'static str)],
 }
@@ -67,7 +65,7 @@ pub(crate) fn every_order_is_needed<U: Unit>(suite: &Suite<U>) {
     // One site of the program is left out at a time.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = lock(&ALONE);
-    let is_known = |name: &str| suite.sites.iter().chain(&suite.foreign).any(|site| site.name() == name);
+    let is_known = |name: &str| suite.sites.iter().any(|site| site.name() == name);
     // Without a mutant the driver is innocent, and each site is on some way.
     let mut ways: BTreeMap<&str, Vec<Run<U>>> = BTreeMap::new();
     let mut failures = Vec::new();

@@ -20,7 +20,7 @@ pub(crate) enum UnitKind {
     Plain,
     /// The same, but does not snoop.
     NonCoherent,
-    /// Few streams, in a linear table; no commands for ranges.
+    /// Few streams, in a linear table; no commands for ranges; blocks are split while they are in use.
     Linear,
     /// The same, but does not snoop.
     LinearNonCoherent,
@@ -29,6 +29,9 @@ pub(crate) enum UnitKind {
     /// Stage 2 only, and a command queue of two.
     Stage2,
 }
+
+/// IDR3.BBML.
+const BBML: u32 = 3 << 11;
 
 impl UnitKind {
     pub(crate) fn snoops(self) -> Snoop {
@@ -46,11 +49,12 @@ impl UnitKind {
         };
         let snoops = Idr0::COHACC.bits();
         let without_ranges = idr3 & !Idr3::RIL.bits();
+        let splits = without_ranges & !BBML | 2 << 11;
         match self {
             Self::Plain => with(idr0, idr3, 16, 8),
             Self::NonCoherent => with(idr0 & !snoops, idr3, 16, 8),
-            Self::Linear => with(idr0 & !Idr0::ST_TWO_LEVEL.bits(), without_ranges, 9, 8),
-            Self::LinearNonCoherent => with(idr0 & !(Idr0::ST_TWO_LEVEL.bits() | snoops), without_ranges, 9, 8),
+            Self::Linear => with(idr0 & !Idr0::ST_TWO_LEVEL.bits(), splits, 9, 8),
+            Self::LinearNonCoherent => with(idr0 & !(Idr0::ST_TWO_LEVEL.bits() | snoops), splits, 9, 8),
             Self::Stage1 => with(idr0 & !(Idr0::S2P | Idr0::HYP).bits(), idr3, 16, 2),
             Self::Stage2 => with(idr0 & !(Idr0::S1P | Idr0::HYP).bits(), without_ranges, 16, 1),
         }
@@ -78,6 +82,7 @@ pub(crate) const SCENARIOS: &[Scenario<SmmuUnit>] = &[
     Scenario { name: "map, use, unmap, reuse", units: ALL, run: scenarios::reuse },
     Scenario { name: "large pages and tables", units: ALL, run: scenarios::tables },
     Scenario { name: "protect", units: ALL, run: scenarios::protect },
+    Scenario { name: "cut", units: &[UnitKind::Linear, UnitKind::LinearNonCoherent], run: scenarios::cut },
     Scenario { name: "identity", units: ALL, run: scenarios::identity },
     Scenario { name: "stages", units: BOTH_STAGES, run: scenarios::stages },
     Scenario { name: "second kernel", units: ALL, run: lives::second_kernel },

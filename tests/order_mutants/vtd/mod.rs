@@ -41,5 +41,5 @@ fn sites() -> Vec<Site> {
 
 #[test]
 fn every_order_of_vtd_is_needed() {
-    every_order_is_needed(&Suite { scenarios: SCENARIOS, sites: sites(), foreign: Vec::new(), explained: EXPLAINED });
+    every_order_is_needed(&Suite { scenarios: SCENARIOS, sites: sites(), explained: EXPLAINED });
 }
