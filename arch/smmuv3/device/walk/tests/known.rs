@@ -11,7 +11,7 @@ const CD: u64 = 16 | 1 << 30 | 1 << 31 | 4 << 32 | 1 << 41 | 1 << 45 | 1 << 46 |
 /// Stage 1 with the CD at 0x2_0000, tables from 0x3_0000: 0x1000 is a page, and there are blocks of 2 MiB
 /// and 1 GiB.
 fn stage1() -> Memory {
-    let memory = Memory::new(&[
+    Memory::new(&[
         (0x1_0000, 0x2_0000 | 0b101 << 1 | 1),
         (0x2_0000, CD),
         (0x2_0008, 0x3_0000),
@@ -21,8 +21,7 @@ fn stage1() -> Memory {
         (0x3_2000, 0x3_3003),
         (0x3_2008, 0x60_0441),
         (0x3_3008, 0x7_7443),
-    ]);
-    memory
+    ])
 }
 
 #[test]

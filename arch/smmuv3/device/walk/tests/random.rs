@@ -32,7 +32,7 @@ impl Descriptors {
         let mut next = self.seed ^ address;
         let mut one_of = |many: u64| {
             next = mix(next);
-            next % many == 0
+            next.is_multiple_of(many)
         };
         if one_of(100) {
             return None;
@@ -49,7 +49,7 @@ impl Descriptors {
             word |= 1 << 10;
         }
         if !one_of(6) {
-            word &= !((1 << 52) - (1 << self.bits) | 0xf << 12);
+            word &= !(((1 << 52) - (1 << self.bits)) | 0xf << 12);
         }
         // Permit more than not, and normal memory.
         if !one_of(6) {

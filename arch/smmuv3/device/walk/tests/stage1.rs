@@ -14,7 +14,7 @@ use crate::arch::smmuv3::layout::{Cd, Granule, Identification, Ste};
 use crate::bus::Snoop;
 
 /// V, AA64, A, R; write-back, inner shareable walks of both halves.
-const CD: u64 = 1 << 31 | 1 << 41 | 1 << 45 | 1 << 46 | (1 << 8 | 1 << 10 | 3 << 12) * 0x1_0001;
+const CD: u64 = 1 << 31 | 1 << 41 | 1 << 45 | 1 << 46 | ((1 << 8 | 1 << 10 | 3 << 12) * 0x1_0001);
 const EPD1: u64 = 1 << 30;
 const AFFD: u64 = 1 << 35;
 /// T0SZ 16, TG0 4 KiB, IPS 52 bits.
@@ -355,7 +355,7 @@ fn permissions() {
     assert_eq!(of(pan, 0, 0, 0b01 << 6), 0b111_000);
     assert_eq!(of(pan, 0, 0, 0b11 << 6), 0b101_100);
     assert_eq!(of(pan, epan, 0, 0b00 << 6), 0b100_100);
-    assert_eq!(of(pan, epan, 0, 0b00 << 6 | uxn), 0b000_111);
+    assert_eq!(of(pan, epan, 0, uxn), 0b000_111);
     assert_eq!(of(0, epan, 0, 0b00 << 6), 0b100_111);
 }
 
