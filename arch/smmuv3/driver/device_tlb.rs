@@ -180,8 +180,13 @@ impl<P: Platform> SmmuUnit<P> {
                         )?;
                     }
                 }
-                // It must not keep the others from going on.
-                Err(_) if self.queue.is_fenced() => self.queue.reset(&self.registers)?,
+                // Somebody else's command was not done, and may have been to block a device.
+                Err(Error::Fenced) => return Err(Error::Fenced),
+                // It must not keep the others from going on; but theirs were given up with it.
+                Err(_) if self.queue.is_fenced() => {
+                    self.queue.reset(&self.registers)?;
+                    self.forget_everything()?;
+                }
                 Err(_) => drop(self.queue.take_silent_devices()),
             }
         }
@@ -195,7 +200,7 @@ impl<P: Platform> SmmuUnit<P> {
         }
     }
 
-    fn note_fenced_device(&self, stream: StreamId) -> Option<()> {
+    pub(super) fn note_fenced_device(&self, stream: StreamId) -> Option<()> {
         let mut list = self.fenced_devices.list.lock(&self.platform);
         if !list.contains(&stream) {
             list.push(stream).ok()?;

@@ -66,7 +66,7 @@ pub(super) fn tlb_commands(
     if ranges.is_empty() || ranges.iter().try_for_each(|range| add(range, commands)).is_none() {
         commands.clear();
         // One always fits.
-        let _ = commands.push(table.everything());
+        let _ = commands.push(table.tagged.everything());
     }
 }
 
@@ -148,13 +148,6 @@ fn low(bits: u32) -> u64 {
 }
 
 impl CachedTable {
-    fn everything(self) -> Command {
-        match self.tagged {
-            Tagged::Stage1(asid) => Command::TlbNhAsid { vmid: Vmid(0), asid },
-            Tagged::Stage2(vmid) => Command::TlbS12Vmall { vmid },
-        }
-    }
-
     fn at(self, range: TlbRange, leaf: Leaf) -> Command {
         match self.tagged {
             Tagged::Stage1(asid) => Command::TlbNhVa { vmid: Vmid(0), asid, range, leaf },

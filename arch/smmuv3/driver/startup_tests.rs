@@ -12,6 +12,7 @@ use crate::arch::smmuv3::driver::SmmuOptions;
 use crate::arch::smmuv3::driver::unit::SmmuUnit;
 use crate::arch::smmuv3::firmware::Firmware;
 use crate::arch::smmuv3::firmware::iort::samples::{ITS, RMR, SMMU, finish};
+use crate::arch::smmuv3::layout::StreamId;
 use crate::arch::smmuv3::layout::registers::{Cr0, Gbpa, IrqCtrl, offset};
 use crate::error::{Error, Result};
 use crate::frames::Slab;
@@ -30,6 +31,8 @@ struct State {
     registers: HashMap<usize, u32>,
     /// IRQ_CTRL is not acknowledged.
     holds_interrupts: bool,
+    /// The first commands with translation on are not executed.
+    is_deaf: bool,
 }
 
 impl Hardware {
@@ -79,8 +82,10 @@ impl Registers for Hardware {
 
     fn write32(&self, at: usize, value: u32) {
         let mut state = self.state();
+        let translates = state.registers.get(&offset::CR0).is_some_and(|on| on & Cr0::SMMUEN.bits() != 0);
         let answer = match at {
             offset::CR0 => Some(offset::CR0ACK),
+            offset::CMDQ_PROD if translates && core::mem::take(&mut state.is_deaf) => None,
             offset::CMDQ_PROD => Some(offset::CMDQ_CONS),
             offset::IRQ_CTRL if !state.holds_interrupts => Some(offset::IRQ_CTRLACK),
             _ => None,
@@ -161,6 +166,19 @@ fn a_fence_amid_the_start_is_not_lost() {
     unit.start().unwrap();
     assert!(hardware.is_on(Cr0::SMMUEN | Cr0::CMDQEN));
     assert_eq!(hardware.read32(offset::IRQ_CTRL), (IrqCtrl::EVENTQ | IrqCtrl::GERROR).bits());
+}
+
+#[test]
+fn a_reset_for_a_device_that_is_silent_forgets_what_others_asked_for() {
+    let hardware = Hardware::new();
+    let unit = hardware.unit();
+    unit.note_fenced_device(StreamId(3)).unwrap();
+    hardware.state().is_deaf = true;
+    unit.start().unwrap();
+    assert!(!hardware.state().is_deaf && hardware.is_on(Cr0::SMMUEN | Cr0::CMDQEN));
+    assert_eq!(unit.refuse_fenced_device(StreamId(3)), Err(Error::Fenced), "it has not answered");
+    // The queue began anew, with all entries and translations, and a CMD_SYNC.
+    assert_eq!(hardware.read32(offset::CMDQ_PROD), 3);
 }
 
 #[test]
