@@ -13,9 +13,7 @@ mod machine;
 
 use functions::Functions;
 use iommu::arch::smmuv3;
-use iommu::arch::smmuv3::device::{
-    Access, Blocked, DeviceConfig, Interrupt, Line, Misuse, Outcome, Request, SmmuDevice,
-};
+use iommu::arch::smmuv3::device::{Access, Blocked, DeviceConfig, Interrupt, Line, Misuse, Outcome, Request};
 use iommu::arch::smmuv3::layout::commands::Resume;
 use iommu::arch::smmuv3::layout::events::EventKind;
 use iommu::arch::smmuv3::layout::identification::Idr0;
@@ -340,28 +338,4 @@ fn events_of_a_unit_that_was_off_are_not_told() {
     assert_eq!(world.faults().len(), 1);
     world.iommu.shutdown().unwrap();
     assert_eq!(world.machine.register(offset::CR0ACK) & Cr0::EVENTQEN.bits(), 0);
-}
-
-#[test]
-fn a_device_that_moves_sees_the_old_domain_or_the_new_one() {
-    let world = World::new(POLICY);
-    let domains = [(); 2].map(|()| world.attached(&world.function, Stage::First));
-    for (number, domain) in domains.iter().enumerate() {
-        let range = IovaRange::from_len(Iova::new(0x5000), 0x1000).unwrap();
-        // SAFETY: no device is real.
-        unsafe { domain.map(range, PhysAddr::new(0x10_0000 * (1 + number as u64)), Prot::RW) }.unwrap();
-    }
-    let request = Request::new(StreamId(STREAM), 0x5000, Access::Write);
-    let (looks, places) = std::sync::mpsc::channel();
-    world.machine.watch(move |unit: &SmmuDevice<_, _, _>| {
-        let _ = looks.send(unit.translate(&request).map(|answer| answer.phys.as_u64()).ok());
-    });
-    for target in [0, 1, 0, 1] {
-        world.attach(&domains[target], &world.function);
-        let seen: Vec<_> = places.try_iter().collect();
-        assert!(
-            !seen.is_empty() && seen.iter().all(|place| [Some(0x10_0000), Some(0x20_0000)].contains(place)),
-            "{seen:x?}"
-        );
-    }
 }

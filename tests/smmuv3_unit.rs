@@ -20,15 +20,15 @@ use iommu::arch::smmuv3::SmmuOptions;
 use iommu::arch::smmuv3::firmware::Firmware;
 use iommu::arch::smmuv3::layout::commands::{Command, Completion, Leaf, TlbRange};
 use iommu::arch::smmuv3::layout::context::Half;
-use iommu::arch::smmuv3::layout::registers::{Cr0, Cr1, Gbpa, offset};
+use iommu::arch::smmuv3::layout::registers::{Cr0, Cr1, Gbpa, Gerror, offset};
 use iommu::arch::smmuv3::layout::stream_table::Config;
 use iommu::arch::smmuv3::layout::{Cd, Granule, Ste, StreamId, Vmid};
 use iommu::device::Trust;
 use iommu::domain::DomainOptions;
-use iommu::ops::{Msi, Stage};
+use iommu::ops::{InterruptKind, Msi, Stage};
 use iommu::{
-    BootPolicy, Device, Domain, Error, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr, Policy, Prot,
-    RegionKind, UnsupportedReason,
+    BootPolicy, Device, Domain, Error, FaultsLeft, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr,
+    Policy, Prot, RegionKind, UnsupportedReason,
 };
 use iort::{Host, iort};
 use tables::{descriptor, entry};
@@ -79,6 +79,10 @@ impl World {
 
     fn attach(&self, domain: &Domain) -> Result<(), Error> {
         self.iommu.replace(domain, self.device.group().unwrap())
+    }
+
+    fn translates(&self) -> bool {
+        self.machine.hardware().cr0 & Cr0::SMMUEN.bits() != 0
     }
 
     /// What the unit has executed since it was asked last.
@@ -282,6 +286,91 @@ fn what_leaves_a_fenced_unit_is_kept_until_it_is_reset() {
     assert!(machine.frames_in_use() < kept, "tables and descriptors are free again");
     drop(iommu);
     assert_eq!(machine.frames_in_use(), 0);
+}
+
+#[test]
+fn a_unit_that_refuses_commands_is_fenced() {
+    let world = World::new();
+    let domain = world.domain();
+    world.attach(&domain).unwrap();
+    let mapped = map(&domain, 0x5000, 0x1000).unwrap();
+    let entry = world.entry();
+    world.machine.hardware().refuses_all = true;
+    unmap(&domain, mapped).unwrap_err();
+    assert_eq!(domain.flush_deferred(), Err(Error::Fenced));
+    assert!(!world.translates(), "what is unmapped may stay cached");
+    world.machine.hardware().refuses_all = false;
+    world.iommu.resume().unwrap();
+    assert!(world.translates() && world.entry() == entry);
+    domain.flush_deferred().unwrap();
+    map(&domain, 0x5000, 0x1000).unwrap();
+}
+
+#[test]
+fn a_unit_that_fails_is_fenced_by_the_handler_of_its_interrupt() {
+    let world = World::new();
+    assert_eq!(world.iommu.handle_interrupt(InterruptKind::Fault), FaultsLeft::None);
+    assert!(world.translates());
+    // Service failure mode (12.3), of which nobody waits for anything.
+    world.machine.hardware().gerror ^= Gerror::SFM_ERR.bits();
+    world.iommu.handle_interrupt(InterruptKind::Fault);
+    assert!(!world.translates());
+    assert_eq!(world.machine.hardware().gbpa, Some(0x1000 | Gbpa::ABORT));
+    let (errors, acknowledged) = {
+        let hardware = world.machine.hardware();
+        (hardware.gerror, hardware.gerrorn)
+    };
+    assert_eq!(errors, acknowledged);
+    assert_eq!(world.attach(&world.domain()), Err(Error::Fenced));
+    world.iommu.resume().unwrap();
+    world.attach(&world.domain()).unwrap();
+}
+
+#[test]
+fn a_fenced_unit_that_is_shut_down_keeps_nothing() {
+    let world = World::new();
+    let domain = world.domain();
+    world.attach(&domain).unwrap();
+    let mapped = map(&domain, 0x5000, 0x1000).unwrap();
+    world.machine.freeze();
+    unmap(&domain, mapped).unwrap_err();
+    world.attach(&world.iommu.blocked_domain().clone()).unwrap_err();
+    world.machine.thaw();
+    world.iommu.shutdown().unwrap();
+    let World { machine, iommu, device } = world;
+    drop((domain, device, iommu));
+    assert_eq!(machine.frames_in_use(), 0);
+}
+
+#[test]
+fn a_unit_that_was_shut_down_can_be_enabled_again() {
+    let world = World::new();
+    world.iommu.shutdown().unwrap();
+    assert_eq!(world.machine.hardware().cr0, 0);
+    world.executed();
+    world.iommu.enable().unwrap();
+    assert!(world.translates());
+    // Nobody knows what happened to its caches meanwhile.
+    assert_eq!(world.executed(), [Command::ConfigAll, Command::TlbNsnhAll, SYNC]);
+}
+
+#[test]
+fn a_unit_that_firmware_switched_off_is_passed_over() {
+    let machine = Machine::new();
+    machine.hardware().gone = Some(u32::MAX);
+    let iommu = Iommu::new(machine.clone(), Policy::default()).unwrap();
+    assert_eq!(smmuv3::init(&iommu, &table()), Err(Error::NoDevice), "and there is no other");
+    assert_eq!(iommu.probe_pci(&SPACE, FUNCTION, Trust::Trusted).unwrap_err(), Error::NoDevice);
+    assert_eq!(iommu.uncovered().count(), 1);
+}
+
+#[test]
+fn a_unit_that_cannot_abort_untranslated_requests_starts_all_the_same() {
+    // QEMU before 8 has no GBPA.
+    let machine = Machine::new();
+    machine.hardware().gbpa = None;
+    machine.hardware().cr0 = Cr0::SMMUEN.bits();
+    assert!(World::on(machine, &table(), SmmuOptions::default()).translates());
 }
 
 #[test]
