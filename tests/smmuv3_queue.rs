@@ -1,6 +1,7 @@
 //! The command queue against a unit in software that misbehaves on demand.
 #![cfg(all(feature = "smmuv3", not(loom)))]
 
+#[allow(dead_code)]
 #[path = "support/smmuv3_hardware.rs"]
 mod hardware;
 
