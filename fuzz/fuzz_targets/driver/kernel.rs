@@ -6,8 +6,8 @@ use iommu::device::Trust;
 use iommu::domain::DomainOptions;
 use iommu::ops::{Capability, DomainFeatures, InterruptKind, Msi, Stage};
 use iommu::{
-    BootPolicy, Device, Domain, DomainKind, Group, Iommu, Iova, IovaRange, Owner, PciAddress, PhysAddr, Policy, Prot,
-    Result, SourceId, StallAnswer,
+    BootPolicy, Device, Domain, DomainKind, Group, Iommu, Iova, IovaRange, LostFaults, Owner, PciAddress, PhysAddr,
+    Policy, Prot, Result, SourceId, StallAnswer,
 };
 
 use crate::device_tlbs::permission;
@@ -32,12 +32,14 @@ pub fn trace(what: std::fmt::Arguments<'_>) {
 
 struct State {
     iommu: Iommu<Kernel>,
+    policy: Policy,
     firmware: Firmware,
     devices: Vec<Device>,
     groups: Vec<Group>,
     spaces: Vec<Space>,
     next_phys: u64,
     checks: usize,
+    lost: LostFaults,
 }
 
 /// `policy` with choices of the input.
@@ -45,7 +47,8 @@ pub fn run(input: &mut Input<'_>, options: u8, policy: Policy) {
     let boot = [BootPolicy::Blocked, BootPolicy::IdentityUntilClaimed, BootPolicy::Off][input.below(3)];
     let kinds = [DomainKind::Paging, DomainKind::Identity, DomainKind::Blocked];
     let default_domain = kinds[input.below(3)];
-    let Ok(iommu) = Iommu::new(Kernel, Policy { boot, default_domain, ..policy }) else { return };
+    let policy = Policy { boot, default_domain, ..policy };
+    let Ok(iommu) = Iommu::new(Kernel, policy) else { return };
     let firmware = Firmware::choose(input, options);
     let pci = Pci::new(input);
     world::with(|world| world.pci = pci);
@@ -63,7 +66,17 @@ pub fn run(input: &mut Input<'_>, options: u8, policy: Policy) {
         let _ = (error.to_string(), error.errno());
     }
     let (devices, groups, spaces) = (Vec::new(), Vec::new(), Vec::new());
-    let mut state = State { iommu, firmware, devices, groups, spaces, next_phys: 0, checks: 0 };
+    let mut state = State {
+        iommu,
+        policy,
+        firmware,
+        devices,
+        groups,
+        spaces,
+        next_phys: 0,
+        checks: 0,
+        lost: LostFaults::default(),
+    };
     for function in 0..input.below(FUNCTIONS.len()) {
         state.probe(function, Trust::Trusted);
     }
@@ -174,7 +187,10 @@ impl State {
             }
             24 => self.take_faults(input),
             25 => {
-                let kind = input.u8() % 4;
+                let kind = input.u8() % 5;
+                if kind == 4 {
+                    return self.crash();
+                }
                 let result = match kind {
                     0 => self.iommu.enable(),
                     1 => self.iommu.suspend(),
@@ -182,6 +198,8 @@ impl State {
                     _ => self.iommu.shutdown(),
                 };
                 trace(format_args!("{}: {result:?}", ["enable", "suspend", "resume", "shutdown"][usize::from(kind)]));
+                // What is not read by then is lost.
+                world::with(|world| world.take_refused());
             }
             26 => {
                 let index = input.below(self.spaces.len().max(1));
@@ -205,7 +223,10 @@ impl State {
             36 => {
                 // Power is lost.
                 if self.iommu.suspend().is_ok() {
-                    world::with(|world| world.units.iter_mut().for_each(Unit::lose_power));
+                    world::with(|world| {
+                        world.take_refused();
+                        world.units.iter_mut().for_each(Unit::lose_power);
+                    });
                     let resumed = self.iommu.resume();
                     trace(format_args!("resume: {resumed:?}"));
                     if resumed.is_err() {
@@ -220,6 +241,27 @@ impl State {
                 world.spoil(lies);
             }),
         }
+    }
+
+    /// Another kernel takes over what this one has left in force.
+    fn crash(&mut self) {
+        trace(format_args!("crash"));
+        // It has memory of its own.
+        memory().fail_after = None;
+        world::with(|world| {
+            world.take_refused();
+            world.crash();
+        });
+        let Ok(iommu) = Iommu::new(Kernel, self.policy) else { unreachable!("there is memory") };
+        self.lost = LostFaults::default();
+        std::mem::forget(std::mem::replace(&mut self.iommu, iommu));
+        self.devices.drain(..).for_each(std::mem::forget);
+        self.groups.drain(..).for_each(std::mem::forget);
+        self.spaces.drain(..).for_each(|space| std::mem::forget(space.domain));
+        let init = self.firmware.init(&self.iommu);
+        trace(format_args!("{init:?}"));
+        (0..FUNCTIONS.len()).for_each(|function| self.probe(function, Trust::Trusted));
+        let _ = self.iommu.enable();
     }
 
     fn probe(&mut self, function: usize, trust: Trust) {
@@ -246,16 +288,20 @@ impl State {
         }
     }
 
-    fn take_faults(&self, input: &mut Input<'_>) {
+    fn take_faults(&mut self, input: &mut Input<'_>) {
+        let is_due = world::with(|world| world.take_refused() && world.pristine);
         self.iommu.handle_interrupt(InterruptKind::Fault);
+        let lost = self.iommu.lost_faults();
+        let mut is_reported = lost != std::mem::replace(&mut self.lost, lost);
         while let Some(fault) = self.iommu.next_fault() {
+            is_reported = true;
             let _ = fault.to_string();
             if fault.stalled.is_some() {
                 let answer = [StallAnswer::Terminate, StallAnswer::Retry][input.below(2)];
                 let _ = self.iommu.answer_stall(&fault, answer);
             }
         }
-        let _ = self.iommu.lost_faults();
+        assert!(is_reported || !is_due, "a fault is not reported");
     }
 
     /// Whatever only looks.

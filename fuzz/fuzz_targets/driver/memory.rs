@@ -13,6 +13,8 @@ use crate::unit::STALE;
 use crate::world;
 
 pub const FRAME: u64 = 4096;
+/// More frames that the next kernel has.
+const FRAMES_OF_NEXT: u64 = 256;
 /// Bytes of a line of the processor's caches.
 const LINE: u64 = 64;
 
@@ -30,6 +32,10 @@ pub struct Memory {
     /// Below there is firmware's memory, which nobody can read.
     pub base: u64,
     next: u64,
+    /// From here on it belongs to the kernel that runs; a previous one has left the rest.
+    pub owned: u64,
+    /// Frames that a previous kernel has left.
+    pub left_behind: u64,
     /// Frames that may still be handed out.
     left: u64,
     /// Allocations until one fails.
@@ -66,14 +72,25 @@ impl Memory {
             mapped: BTreeMap::new(),
             base,
             next: base,
+            owned: base,
+            left_behind: 0,
             left: frames,
             fail_after: None,
             buffers: None,
         }
     }
 
+    /// The kernel is gone, and its memory stays as it is.
+    pub fn leave_behind(&mut self) {
+        self.left_behind += self.frames_in_use();
+        self.owned = self.next;
+        self.left += FRAMES_OF_NEXT;
+    }
+
+    /// Of the kernel that runs.
     pub fn frames_in_use(&self) -> u64 {
-        self.blocks.iter().flatten().map(|block| 1 << block.order).sum()
+        let all: u64 = self.blocks.iter().flatten().map(|block| 1 << block.order).sum();
+        all - self.left_behind
     }
 
     /// The place of the block around `phys`.

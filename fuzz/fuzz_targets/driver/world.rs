@@ -46,6 +46,8 @@ pub struct World {
     pub returned: Vec<(u64, u64)>,
     /// Where devices have written to.
     pub written: Vec<u64>,
+    /// Whose registers the kernel has mapped.
+    mapped: Vec<u64>,
     watched: VecDeque<(usize, SourceId, u64)>,
     clock_step: u64,
     clock: u64,
@@ -69,6 +71,7 @@ pub fn begin(base: u64, frames: u64, clock_step: u64, template: Template) {
         stores_pairs: true,
         returned: Vec::new(),
         written: Vec::new(),
+        mapped: Vec::new(),
         watched: VecDeque::new(),
         clock_step,
         clock: 0,
@@ -110,6 +113,18 @@ impl World {
         if lies {
             TRUTHFUL.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// Whether a unit has told the driver of a fault since this was asked last.
+    pub fn take_refused(&self) -> bool {
+        self.units.iter().fold(false, |refused, unit| refused | unit.take_refused())
+    }
+
+    /// The kernel is gone without a word, and the next one begins.
+    pub fn crash(&mut self) {
+        self.mapped.clear();
+        self.locks = 0;
+        memory().leave_behind();
     }
 
     /// Lets every unit work, while a processor waits.
@@ -193,10 +208,11 @@ unsafe impl Platform for Kernel {
             assert_eq!(world.locks, 0, "registers are mapped under a lock");
             let base = base.as_u64();
             if let Some(unit) = world.units.iter().position(|unit| unit.base == base) {
-                if unit::is_first_look(bytes) {
+                if unit::is_first_look(bytes) && world.mapped.contains(&base) {
                     // Firmware names a unit twice: two drivers for one queue.
                     world.spoil(true);
                 }
+                world.mapped.push(base);
                 return Ok(Window { unit, bytes });
             }
             if world.units.len() >= MAX_UNITS {
@@ -207,6 +223,7 @@ unsafe impl Platform for Kernel {
                 world.spoil(true);
             }
             world.units.push(unit);
+            world.mapped.push(base);
             Ok(Window { unit: world.units.len() - 1, bytes })
         })
     }

@@ -1,5 +1,6 @@
 //! An SMMUv3: the crate's device half, with what is wrong with it in between.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
@@ -10,6 +11,7 @@ use iommu::arch::smmuv3::device::{
 };
 use iommu::arch::smmuv3::driver::Capabilities;
 use iommu::arch::smmuv3::layout::commands::{COMMAND_BYTES, Command};
+use iommu::arch::smmuv3::layout::events::EventKind;
 use iommu::arch::smmuv3::layout::registers::{Cr0, QueueBase, QueueIndex, StreamTableFormat, StrtabBaseCfg, offset};
 use iommu::arch::smmuv3::layout::{Identification, L1Std};
 use iommu::bus::AddressType;
@@ -92,6 +94,7 @@ impl Template {
             stream_table: 0,
             trouble: self.trouble.clone(),
             was_troubled: self.troubled,
+            has_refused: Cell::new(false),
         };
         unit.leave();
         (unit, truthful)
@@ -152,6 +155,8 @@ pub struct Unit {
     pub trouble: Trouble,
     /// Something is wrong, or was.
     was_troubled: bool,
+    /// It has told the driver of something that is not mapped.
+    has_refused: Cell<bool>,
 }
 
 /// Where a device gets to.
@@ -205,7 +210,7 @@ impl Unit {
 
     /// Whether it translates by tables of ours, not of firmware's.
     pub fn is_translating(&self) -> bool {
-        self.enabled().contains(Cr0::SMMUEN) && self.stream_table >= memory().base
+        self.enabled().contains(Cr0::SMMUEN) && self.stream_table >= memory().owned
     }
 
     fn queue_at(&self, at: usize, entry_bytes: u64) -> (u64, u64) {
@@ -234,7 +239,7 @@ impl Unit {
 
     /// Whether it uses queues of ours.
     pub fn has_queue(&self) -> bool {
-        let base = memory().base;
+        let base = memory().owned;
         self.enabled().contains(Cr0::CMDQEN) && self.queue() >= base
             || self.enabled().contains(Cr0::EVENTQEN) && self.events().0 >= base
     }
@@ -430,6 +435,11 @@ impl Unit {
         let sent = self.device.translate(request);
         if let Err(blocked) = &sent {
             crate::kernel::trace(format_args!("{request:?}: {blocked:?}"));
+            let is_told = matches!(blocked.reason, Some(EventKind::F_TRANSLATION | EventKind::F_PERMISSION));
+            let is_read = self.enabled().contains(Cr0::EVENTQEN) && self.events().0 >= memory().owned;
+            if is_told && is_read {
+                self.has_refused.set(true);
+            }
         }
         match sent {
             Ok(answer) => Some(Reached { phys: answer.phys.as_u64(), snoops: None }),
@@ -439,6 +449,11 @@ impl Unit {
             }
             Err(_) => None,
         }
+    }
+
+    /// Whether it has told the driver of a fault since this was asked last.
+    pub fn take_refused(&self) -> bool {
+        self.has_refused.take()
     }
 
     /// The driver gives back frames: this unit must not be able to reach them.

@@ -198,7 +198,7 @@ impl Unit {
     }
 
     pub fn has_root(&self) -> bool {
-        self.root >= memory().base
+        self.root >= memory().owned
     }
 
     /// The queue, if the driver has turned one on.
@@ -207,7 +207,7 @@ impl Unit {
     }
 
     pub fn has_queue(&self) -> bool {
-        self.status() & Global::QIE.bits() != 0 && self.queue() >= memory().base
+        self.status() & Global::QIE.bits() != 0 && self.queue() >= memory().owned
     }
 
     /// Where the fault recording registers are.
@@ -393,6 +393,11 @@ impl Unit {
         let translated = Request { address_type: AddressType::Translated, address: learnt?, ..request };
         let answer = self.device.translate(&translated).ok()?;
         Some(Reached { phys: answer.phys.as_u64(), snoops: None })
+    }
+
+    /// Whether it has told the driver of a fault since this was asked last: nobody looks.
+    pub fn take_refused(&self) -> bool {
+        false
     }
 
     /// The driver gives back frames: this unit must not be able to reach them.
