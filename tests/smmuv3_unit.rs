@@ -375,7 +375,10 @@ fn a_unit_that_cannot_abort_untranslated_requests_starts_all_the_same() {
 
 #[test]
 fn reserved_memory_is_reached_by_streams_that_nobody_probes() {
-    let reserved = [(0x8_0000_0000, 0x1_0000, STREAM.0), (0x9000_0000, 0x2000, OTHER_STREAM.0)];
+    // The last lies where no table of the unit reaches.
+    let beyond = StreamId(OTHER_STREAM.0 + 1);
+    let reserved =
+        [(0x8_0000_0000, 0x1_0000, STREAM.0), (0x9000_0000, 0x2000, OTHER_STREAM.0), (1 << 50, 0x2000, beyond.0)];
     let table = iort(1, Host::Plain, &[(0, 0x100, 0x1000)], &reserved);
     let world = World::on(Machine::new(), &table, SmmuOptions::default());
     // Probed: in its own domain.
@@ -393,6 +396,7 @@ fn reserved_memory_is_reached_by_streams_that_nobody_probes() {
     let reached = |address: u64| walk(&world.machine, cd, address);
     assert_eq!([reached(0x9000_0000), reached(0x9000_1fff)], [Some(0x9000_0000), Some(0x9000_1fff)]);
     assert_eq!([reached(0x8fff_ffff), reached(0x9000_2000), reached(0x8_0000_0000)], [None; 3]);
+    assert_eq!(entry(&world.machine, beyond), Some(Ste::abort()));
     // Until it is.
     let device = world.iommu.probe_pci(&SPACE, OTHER, Trust::Trusted).unwrap();
     assert_ne!(descriptor(&world.machine, entry(&world.machine, OTHER_STREAM).unwrap()).asid(), cd.asid());

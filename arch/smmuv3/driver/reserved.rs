@@ -7,7 +7,7 @@ use super::translation::{Path, Served};
 use super::unit::SmmuUnit;
 use crate::arch::smmuv3::layout::StreamId;
 use crate::domain::{Domain, DomainKind};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::frames::Registry;
 use crate::iommu::map_direct_region;
 use crate::ops::DomainSpec;
@@ -32,7 +32,17 @@ impl<P: Platform> SmmuUnit<P> {
     /// [`Error::NoMemory`](crate::Error::NoMemory), [`Error::NoSpace`](crate::Error::NoSpace).
     pub(super) fn let_reserved_through(&self) -> Result<()> {
         let holders = self.firmware.streams_with_regions().filter(|(unit, ..)| *unit == self.index);
-        holders.into_iter().try_for_each(|(_, first, last)| self.let_through(first, last))
+        holders.into_iter().try_for_each(|(_, first, last)| match self.let_through(first, last) {
+            Err(error @ (Error::NoMemory | Error::NoSpace(_))) => Err(error),
+            // Where no table of the unit reaches, its streams would not either: they are blocked.
+            Err(error) => {
+                #[cfg(feature = "log")]
+                log::warn!("{self:?}: the memory of streams {first} to {last} cannot be mapped: {error}");
+                let _ = error;
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        })
     }
 
     fn let_through(&self, first: StreamId, last: StreamId) -> Result<()> {
