@@ -13,6 +13,8 @@ mod iort;
 #[path = "support/smmuv3_tables.rs"]
 mod tables;
 
+use std::time::Duration;
+
 use functions::Functions;
 use hardware::{Machine, Told};
 use iommu::arch::smmuv3;
@@ -26,6 +28,7 @@ use iommu::arch::smmuv3::layout::{Cd, Granule, Ste, StreamId, Vmid};
 use iommu::device::Trust;
 use iommu::domain::DomainOptions;
 use iommu::ops::{InterruptKind, Msi, Stage};
+use iommu::platform::Platform;
 use iommu::{
     BootPolicy, Device, Domain, Error, FaultsLeft, InvalidationReason, Iommu, Iova, IovaRange, PciAddress, PhysAddr,
     Policy, Prot, RegionKind, UnsupportedReason,
@@ -171,7 +174,7 @@ fn units_that_cannot_be_used_are_refused() {
         (machine.hardware().idr0, machine.hardware().idr1) = (idr0, idr1);
         let iommu = Iommu::new(machine.clone(), Policy::default()).unwrap();
         let firmware = Firmware::from_iort(machine.clone(), &table()).unwrap();
-        smmuv3::init_with(&iommu, firmware, SmmuOptions { granule }).map(drop)
+        smmuv3::init_with(&iommu, firmware, SmmuOptions { granule, ..SmmuOptions::default() }).map(drop)
     };
     assert_eq!(refused(None, None, Some(Granule::Size16K)), Ok(()));
     let preset = Some(0x0273_0010 | 1 << 29);
@@ -222,14 +225,17 @@ fn either_stage_translates() {
     assert_eq!(world.executed().len(), 2, "{drop:?}");
     world.attach(&world.domain_of(Stage::First)).unwrap();
     assert_eq!(world.executed().last_chunk(), Some(&[Command::TlbS12Vmall { vmid: stage2.vmid }, SYNC]));
-    let other_unit = World::on(Machine::new(), &table(), SmmuOptions { granule: Some(Granule::Size64K) });
+    let other_unit =
+        World::on(Machine::new(), &table(), SmmuOptions { granule: Some(Granule::Size64K), ..SmmuOptions::default() });
     assert_eq!(other_unit.domain().page_sizes().smallest().unwrap().bytes(), 0x1_0000);
     assert_eq!(other_unit.descriptor().table(Half::Lower).granule, Some(Granule::Size64K));
 }
 
 #[test]
 fn a_unit_that_stops_answering_is_fenced_and_comes_back() {
-    let world = World::new();
+    // Longer than a second, which it has by default.
+    let limit = Duration::from_millis(1200);
+    let world = World::on(Machine::new(), &table(), SmmuOptions { batch_limit: Some(limit), ..SmmuOptions::default() });
     let (domain, other) = (world.domain(), world.domain());
     world.attach(&domain).unwrap();
     let mapped = map(&domain, 0x20_0000, 0x20_0000).unwrap();
@@ -239,7 +245,9 @@ fn a_unit_that_stops_answering_is_fenced_and_comes_back() {
     unsafe { domain.map(tables, PhysAddr::new(0x1000), Prot::RW | Prot::CACHE) }.unwrap();
     let (asid, frames) = (world.descriptor().asid(), world.machine.frames_in_use());
     world.machine.freeze();
+    let asked = world.machine.now();
     let failed = unmap(&domain, tables);
+    assert!(world.machine.now().since(asked) >= limit);
     assert!(matches!(failed, Err(Error::Invalidation { reason: InvalidationReason::TimedOut, .. })), "{failed:?}");
     assert_eq!(world.machine.frames_in_use(), frames, "the detached table is kept");
     let told = |world: &World| {

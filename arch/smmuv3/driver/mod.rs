@@ -66,6 +66,8 @@ pub use table_site::SITES as TABLE_SITES;
 pub use unit::SmmuUnit;
 pub use update::Passage;
 
+use core::time::Duration;
+
 use crate::arch::smmuv3::firmware::Firmware;
 use crate::arch::smmuv3::layout::Granule;
 use crate::device_tree::DeviceTree;
@@ -80,7 +82,7 @@ use crate::platform::Platform;
 /// ```
 /// use iommu::arch::smmuv3::driver::SmmuOptions;
 /// use iommu::arch::smmuv3::layout::Granule;
-/// let large = SmmuOptions { granule: Some(Granule::Size64K) };
+/// let large = SmmuOptions { granule: Some(Granule::Size64K), ..SmmuOptions::default() };
 /// assert_ne!(large, SmmuOptions::default());
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -88,6 +90,11 @@ pub struct SmmuOptions {
     /// The granule of all page tables, which every unit must have then. Without, it is 4 KiB for units
     /// that have it, and the smallest that there is for others.
     pub granule: Option<Granule>,
+    /// How long a batch of commands may take before its unit is fenced, with all devices behind it; without,
+    /// a second ([`QueueConfig`]). A device may take a minute and a half over an invalidation of its TLB
+    /// (PCIe 10.3.1): only if this is longer, one that does not answer at all is told from a unit that does
+    /// not, and fenced alone.
+    pub batch_limit: Option<Duration>,
 }
 
 /// Takes over every SMMUv3 that the IORT names, and adds it to `iommu`.

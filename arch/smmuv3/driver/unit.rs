@@ -110,11 +110,12 @@ impl<P: Platform> SmmuUnit<P> {
             _ => WalkerCoherency::NeedsClean,
         };
         let levels = if capabilities.idr0().contains(Idr0::ST_TWO_LEVEL) { Levels::OneOrTwo } else { Levels::One };
+        let usual = QueueConfig::default();
         let queue = QueueConfig {
-            log2_entries: QueueConfig::default().log2_entries.min(capabilities.command_queue_log2()),
+            log2_entries: usual.log2_entries.min(capabilities.command_queue_log2()),
             coherency,
+            limit: options.batch_limit.unwrap_or(usual.limit),
             last: PhysAddr::new((1 << capabilities.output_bits()) - 1),
-            ..QueueConfig::default()
         };
         let visibility = Visibility { platform: platform.clone(), coherency, last: queue.last };
         let events = EVENTS_LOG2.min(capabilities.event_queue_log2());

@@ -36,7 +36,7 @@ impl Firmware {
             }
             world.template.streams = Streams(streams);
         });
-        Self { table, options: SmmuOptions { granule } }
+        Self { table, options: SmmuOptions { granule, ..SmmuOptions::default() } }
     }
 
     pub fn init(&self, iommu: &Iommu<Kernel>) -> Result<()> {
