@@ -9,7 +9,7 @@
 //! core       devices, groups, default domains, faults          src/
 //!   |  IommuOps, one object per unit          |  DomainOps, one per domain
 //!   v                                         v
-//! backend    arch/vtd: DMAR, root and context tables, queue    arch/
+//! backend    a folder each: firmware tables, entries, queue    arch/
 //!   |                                         |
 //!   v                                         v
 //! hardware   registers, queue                page tables       pgtable, hwmem
@@ -66,7 +66,7 @@
 //! | alias | another source id under which a device's requests arrive |
 //! | window | a range of IOVAs that a domain can translate |
 //! | reserved region | a range of IOVAs that a device cannot use freely |
-//! | direct region | one that firmware wants mapped one to one (VT-d: RMRR) |
+//! | direct region | one that firmware wants mapped one to one (VT-d: RMRR, IORT: RMR) |
 //! | leaf, table | a page-table entry that maps a page, or that points to another table |
 //! | IOTLB | a unit's cache of translations; device TLB: the device's own (ATS) |
 //! | cache tag | where a unit may have cached translations of a domain |
