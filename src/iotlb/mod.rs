@@ -3,10 +3,12 @@
 //! [`Gather`] collects what was unmapped; [`Tags`] tells which caches may hold it; a unit executes
 //! an [`Invalidation`] and says through a [`Ticket`] when it is done.
 
+mod fenced;
 mod flush;
 mod gather;
 mod tags;
 
+pub use fenced::{FencedDevices, MAX_FENCED_DEVICES};
 pub use flush::{Flush, GATHER_RANGES};
 pub use gather::{Gather, SyncError};
 pub use tags::{CacheTag, DeviceTlb, Last, Snapshot, Tags};

@@ -22,7 +22,7 @@ use crate::addr::PhysAddr;
 use crate::error::{Error, InvalidReason, Result, WaitReason};
 use crate::frames::IdBitmap;
 use crate::id::{Pasid, SourceId};
-use crate::ops::{Ats, Unit};
+use crate::ops::{Ats, Requester, Unit};
 use crate::platform::{FRAME_BYTES, Platform};
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use crate::sync::{Lock, wait_until};
@@ -57,6 +57,13 @@ pub struct DeviceTlb {
     pub pasid: Option<Pasid>,
     /// How it is told.
     pub ats: Ats,
+}
+
+impl DeviceTlb {
+    /// The device TLB that the requests without PASID of `requester` fill, if it has one.
+    pub fn of(requester: &Requester) -> Option<Self> {
+        requester.ats.map(|ats| Self { source: requester.source, pasid: None, ats })
+    }
 }
 
 /// Tags that need no frame of their own.
@@ -434,6 +441,14 @@ impl<P: Platform> Snapshot<'_, P> {
     pub fn device_tlbs(&self, unit: &Unit, tag: CacheTag) -> impl Iterator<Item = DeviceTlb> {
         let filled = move |of: &Unit, from: &CacheTag| of.ptr_eq(unit) && (from.id, from.pasid) == (tag.id, tag.pasid);
         self.all().filter_map(move |(of, from)| from.device.filter(|_| filled(of, from)))
+    }
+
+    /// The tag of the device TLB of `source` that is filled from what `unit` caches, if there is one.
+    pub fn device_tlb_of(&self, unit: &Unit, source: SourceId) -> Option<CacheTag> {
+        self.iter().filter(|(of, _)| of.ptr_eq(unit)).find_map(|(_, tag)| {
+            let device = self.device_tlbs(unit, tag).find(|device| device.source == source)?;
+            Some(CacheTag { device: Some(device), ..tag })
+        })
     }
 
     fn all(&self) -> impl Iterator<Item = (&Unit, &CacheTag)> {

@@ -24,29 +24,11 @@ use crate::iotlb::{CacheTag, DeviceTlb, Invalidation, MAX_DEVICE_TLBS};
 use crate::ops::{Requester, Unit};
 use crate::pci::{PciConfig, PciFunction};
 use crate::platform::Platform;
-use crate::sync::Lock;
-use crate::sync::atomic::{AtomicUsize, Ordering, fence};
-
-/// Devices that are fenced at a time; one more fences the unit.
-pub(super) const MAX_FENCED_DEVICES: usize = 16;
+use crate::sync::atomic::{Ordering, fence};
 
 /// All that a device may hold.
 const fn everything(stream: StreamId) -> Command {
     Command::AtcInvalidate { stream, substream: None, address: 0, size_log2: 64 }
-}
-
-/// Devices that did not answer.
-pub(super) struct FencedDevices {
-    /// How many there are, for those who would find none.
-    count: AtomicUsize,
-    /// Innermost.
-    list: Lock<heapless::Vec<StreamId, MAX_FENCED_DEVICES>>,
-}
-
-impl FencedDevices {
-    pub(super) fn new() -> Self {
-        Self { count: AtomicUsize::new(0), list: Lock::new(heapless::Vec::new()) }
-    }
 }
 
 impl<P: Platform> SmmuUnit<P> {
@@ -104,19 +86,16 @@ impl<P: Platform> SmmuUnit<P> {
         domain: &Domain,
         tag: Option<CacheTag>,
     ) -> Result<Option<CacheTag>> {
-        let (Some(ats), Some(tag), DomainKind::Paging) = (requester.ats, tag, domain.kind()) else { return Ok(None) };
+        let (Some(device), Some(tag), DomainKind::Paging) = (DeviceTlb::of(requester), tag, domain.kind()) else {
+            return Ok(None);
+        };
         let tags = tags_of::<P>(domain).ok_or(Error::Incompatible(IncompatibleReason::Driver))?;
-        let device = DeviceTlb { source: requester.source, pasid: None, ats };
         tags.acquire_device(unit, tag, device).map(Some)
     }
 
     /// The tag of the requester's device TLB in a domain that uses it.
     pub(super) fn device_tlb(&self, unit: &Unit, requester: &Requester, domain: &Domain) -> Option<CacheTag> {
-        let tags = tags_of::<P>(domain)?.read();
-        tags.iter().filter(|(of, _)| of.ptr_eq(unit)).find_map(|(_, tag)| {
-            let device = tags.device_tlbs(unit, tag).find(|device| device.source == requester.source)?;
-            Some(CacheTag { device: Some(device), ..tag })
-        })
+        tags_of::<P>(domain)?.read().device_tlb_of(unit, requester.source)
     }
 
     /// Has a device drop everything, after its entry was changed and the unit's TLB told (3.9.1).
@@ -138,7 +117,7 @@ impl<P: Platform> SmmuUnit<P> {
     /// A device that did not answer reaches nothing any more, until the unit is reset. Any context.
     #[cold]
     fn fence_device(&self, stream: StreamId) {
-        if self.note_fenced_device(stream).is_none() {
+        if self.fenced_devices.note(&self.platform, stream, ()).is_none() {
             self.queue.fence();
             return self.fence();
         }
@@ -152,26 +131,23 @@ impl<P: Platform> SmmuUnit<P> {
         }
     }
 
-    /// Nothing is let through for a device whose TLB may hold what is stale.
+    /// See [`FencedDevices::refuse`].
     pub(super) fn refuse_fenced_device(&self, stream: StreamId) -> Result<()> {
-        fence(Ordering::SeqCst);
-        if self.is_fenced_device(stream) { Err(Error::Fenced) } else { Ok(()) }
+        self.fenced_devices.refuse(&self.platform, stream)
     }
 
-    #[inline(never)]
     fn is_fenced_device(&self, stream: StreamId) -> bool {
-        let list = &self.fenced_devices;
-        list.count.load(Ordering::SeqCst) != 0 && list.list.lock(&self.platform).contains(&stream)
+        self.fenced_devices.any(&self.platform, |fenced| fenced == stream)
     }
 
     /// After a reset: has the fenced devices drop everything. Those that still do not answer stay fenced.
     /// Task.
     pub(super) fn retry_fenced_devices(&self) -> Result<()> {
-        let fenced = self.fenced_devices.list.lock(&self.platform).clone();
-        for stream in fenced {
+        let fenced = self.fenced_devices.all(&self.platform);
+        for (stream, ()) in fenced {
             match self.queue.run(&self.registers, &[everything(stream)]) {
                 Ok(()) => {
-                    self.forget_fenced_device(stream);
+                    self.fenced_devices.forget(&self.platform, stream);
                     if let Some(entry) = self.tables.find(stream) {
                         entry.unfence();
                         self.in_order(
@@ -196,23 +172,8 @@ impl<P: Platform> SmmuUnit<P> {
     /// After a device that is gone was blocked: another may come in its place.
     pub(super) fn forget_gone_device(&self, stream: StreamId) {
         if self.is_fenced_device(stream) {
-            self.forget_fenced_device(stream);
+            self.fenced_devices.forget(&self.platform, stream);
         }
-    }
-
-    pub(super) fn note_fenced_device(&self, stream: StreamId) -> Option<()> {
-        let mut list = self.fenced_devices.list.lock(&self.platform);
-        if !list.contains(&stream) {
-            list.push(stream).ok()?;
-            self.fenced_devices.count.store(list.len(), Ordering::SeqCst);
-        }
-        Some(())
-    }
-
-    fn forget_fenced_device(&self, stream: StreamId) {
-        let mut list = self.fenced_devices.list.lock(&self.platform);
-        list.retain(|fenced| *fenced != stream);
-        self.fenced_devices.count.store(list.len(), Ordering::SeqCst);
     }
 }
 

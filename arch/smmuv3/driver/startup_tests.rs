@@ -172,7 +172,7 @@ fn a_fence_amid_the_start_is_not_lost() {
 fn a_reset_for_a_device_that_is_silent_forgets_what_others_asked_for() {
     let hardware = Hardware::new();
     let unit = hardware.unit();
-    unit.note_fenced_device(StreamId(3)).unwrap();
+    unit.fenced_devices.note(&unit.platform, StreamId(3), ()).unwrap();
     hardware.state().is_deaf = true;
     unit.start().unwrap();
     assert!(!hardware.state().is_deaf && hardware.is_on(Cr0::SMMUEN | Cr0::CMDQEN));

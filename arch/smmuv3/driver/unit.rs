@@ -6,7 +6,6 @@ use core::mem::ManuallyDrop;
 use super::SmmuOptions;
 use super::capabilities::Capabilities;
 use super::cd_table::{CdTable, Failed, Replaced, replace_default};
-use super::device_tlb::FencedDevices;
 use super::domains::{SmmuDomain, tags_of};
 use super::events::EventQueue;
 use super::invalidation::Tagged;
@@ -27,7 +26,7 @@ use crate::error::{Error, NoSpaceReason, Result, UnsupportedReason};
 use crate::frames::{IdBitmap, Ref, Slab};
 use crate::hwmem::Visibility;
 use crate::id::SourceId;
-use crate::iotlb::{CacheTag, Last};
+use crate::iotlb::{CacheTag, FencedDevices, Last};
 use crate::ops::{Msi, Requester, Stage, Unit};
 use crate::pgtable::WalkerCoherency;
 use crate::platform::Platform;
@@ -67,7 +66,7 @@ pub struct SmmuUnit<P: Platform> {
     pub(super) domains: Slab<SmmuDomain<P>, P>,
     /// What hardware may still use after an invalidation failed: released when the unit is reset.
     quarantine: Lock<heapless::Vec<Quarantined<P>, QUARANTINED>>,
-    pub(super) fenced_devices: FencedDevices,
+    pub(super) fenced_devices: FencedDevices<StreamId, ()>,
     /// The fault interrupt, to be restored when the unit starts again.
     pub(super) fault_interrupt: Lock<Option<Msi>>,
 }
@@ -143,7 +142,7 @@ impl<P: Platform> SmmuUnit<P> {
             vmids,
             domains,
             quarantine: Lock::new(heapless::Vec::new()),
-            fenced_devices: FencedDevices::new(),
+            fenced_devices: FencedDevices::default(),
             fault_interrupt: Lock::new(None),
             base: node.base,
             platform,

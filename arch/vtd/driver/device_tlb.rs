@@ -28,28 +28,10 @@ use crate::iotlb::{CacheTag, DeviceTlb, GATHER_RANGES, Invalidation, MAX_DEVICE_
 use crate::ops::{Ats, Requester, Unit};
 use crate::pci::{PciConfig, PciFunction};
 use crate::platform::Platform;
-use crate::sync::Lock;
-use crate::sync::atomic::{AtomicUsize, Ordering, fence};
-
-/// Devices that are fenced at a time; one more fences the unit.
-pub(super) const MAX_FENCED_DEVICES: usize = 16;
+use crate::sync::atomic::{Ordering, fence};
 
 /// Requests of an invalidation that names device TLBs.
 const MAX_REQUESTS: usize = MAX_PAGE_REQUESTS + MAX_DEVICE_TLBS * GATHER_RANGES;
-
-/// Devices that did not answer.
-pub(super) struct FencedDevices {
-    /// How many there are, for those who would find none.
-    count: AtomicUsize,
-    /// Innermost.
-    list: Lock<heapless::Vec<(u16, Ats), MAX_FENCED_DEVICES>>,
-}
-
-impl FencedDevices {
-    pub(super) fn new() -> Self {
-        Self { count: AtomicUsize::new(0), list: Lock::new(heapless::Vec::new()) }
-    }
-}
 
 impl<P: Platform> VtdUnit<P> {
     /// Whether the unit serves the device TLB of `device`, and firmware has nothing against it (VT-d
@@ -113,19 +95,16 @@ impl<P: Platform> VtdUnit<P> {
         domain: &Domain,
         tag: Option<CacheTag>,
     ) -> Result<Option<CacheTag>> {
-        let (Some(ats), Some(tag), DomainKind::Paging) = (requester.ats, tag, domain.kind()) else { return Ok(None) };
+        let (Some(device), Some(tag), DomainKind::Paging) = (DeviceTlb::of(requester), tag, domain.kind()) else {
+            return Ok(None);
+        };
         let tags = tags_of::<P>(domain).ok_or(Error::Incompatible(IncompatibleReason::Driver))?;
-        let device = DeviceTlb { source: requester.source, pasid: None, ats };
         tags.acquire_device(unit, tag, device).map(Some)
     }
 
     /// The tag of the requester's device TLB in a domain that uses it.
     pub(super) fn device_tlb(&self, unit: &Unit, requester: &Requester, domain: &Domain) -> Option<CacheTag> {
-        let tags = tags_of::<P>(domain)?.read();
-        tags.iter().filter(|(of, _)| of.ptr_eq(unit)).find_map(|(_, tag)| {
-            let device = tags.device_tlbs(unit, tag).find(|device| device.source == requester.source)?;
-            Some(CacheTag { device: Some(device), ..tag })
-        })
+        tags_of::<P>(domain)?.read().device_tlb_of(unit, requester.source)
     }
 
     /// Has a device drop everything, after its entry was changed and the IOTLB told (6.5.3.3).
@@ -173,7 +152,7 @@ impl<P: Platform> VtdUnit<P> {
     #[cold]
     pub(super) fn fence_device(&self, request: u64) {
         let Some((source, ats)) = addressee(request) else { return };
-        if self.note_fenced_device(source, ats).is_none() {
+        if self.fenced_devices.note(&self.platform, source, ats).is_none() {
             self.queue.fence();
             return self.fence();
         }
@@ -183,38 +162,32 @@ impl<P: Platform> VtdUnit<P> {
         let _ = self.fence_entry(source);
     }
 
-    /// Nothing is let through for a device whose TLB may hold what is stale.
+    /// See [`FencedDevices::refuse`].
     pub(super) fn refuse_fenced_device(&self, source: u16) -> Result<()> {
-        fence(Ordering::SeqCst);
-        if self.is_fenced_device(source) { Err(Error::Fenced) } else { Ok(()) }
+        self.fenced_devices.refuse(&self.platform, source)
     }
 
     /// Whether an entry is that of a device that did not answer.
     pub(super) fn is_of_fenced_device(&self, context: &Context<'_, P>) -> bool {
-        let list = &self.fenced_devices;
         let is_same = |own: Context<'_, P>| core::ptr::eq(own.word(0), context.word(0));
-        list.count.load(Ordering::SeqCst) != 0
-            && list.list.lock(&self.platform).iter().any(|(source, _)| self.tables.find(*source).is_some_and(is_same))
+        self.fenced_devices.any(&self.platform, |source| self.tables.find(source).is_some_and(is_same))
     }
 
-    #[inline(never)]
     fn is_fenced_device(&self, source: u16) -> bool {
-        let list = &self.fenced_devices;
-        list.count.load(Ordering::SeqCst) != 0
-            && list.list.lock(&self.platform).iter().any(|(fenced, _)| *fenced == source)
+        self.fenced_devices.any(&self.platform, |fenced| fenced == source)
     }
 
     /// After a reset: has the fenced devices drop everything. Those that still do not answer stay
     /// fenced. Task.
     pub(super) fn retry_fenced_devices(&self) -> Result<()> {
-        let fenced = self.fenced_devices.list.lock(&self.platform).clone();
+        let fenced = self.fenced_devices.all(&self.platform);
         let asks = self.registers.is_translating()?;
         for (source, ats) in fenced {
             let request = self.device_request(source, ats, DeviceRange::ALL);
             // Without translation they had nothing to ask for, and begin anew.
             let answer = if asks { self.queue.run(&self.registers, &[request]) } else { Ok(()) };
             match answer {
-                Ok(()) => self.forget_fenced_device(source),
+                Ok(()) => self.fenced_devices.forget(&self.platform, source),
                 // It must not keep the others from going on.
                 Err(_) if self.queue.is_fenced() => self.queue.reset(&self.registers)?,
                 Err(_) => {}
@@ -228,28 +201,13 @@ impl<P: Platform> VtdUnit<P> {
         if !self.is_fenced_device(source) {
             return;
         }
-        self.forget_fenced_device(source);
+        self.fenced_devices.forget(&self.platform, source);
         // In scalable mode the entry stays when a device is blocked; the next one gets a new one.
         if let Some(context) = self.tables.find(source)
             && context.withdraw::<[u64; 2]>().is_some()
         {
             context.clear();
         }
-    }
-
-    fn note_fenced_device(&self, source: u16, ats: Ats) -> Option<()> {
-        let mut list = self.fenced_devices.list.lock(&self.platform);
-        if !list.iter().any(|(fenced, _)| *fenced == source) {
-            list.push((source, ats)).ok()?;
-            self.fenced_devices.count.store(list.len(), Ordering::SeqCst);
-        }
-        Some(())
-    }
-
-    fn forget_fenced_device(&self, source: u16) {
-        let mut list = self.fenced_devices.list.lock(&self.platform);
-        list.retain(|(fenced, _)| *fenced != source);
-        self.fenced_devices.count.store(list.len(), Ordering::SeqCst);
     }
 }
 

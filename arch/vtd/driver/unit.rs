@@ -8,7 +8,6 @@ use core::mem::ManuallyDrop;
 
 use super::capabilities::Capabilities;
 use super::context::{Context, ContextTables};
-use super::device_tlb::FencedDevices;
 use super::domains::{Domains, tags_of};
 use super::faults::FaultLog;
 use super::firmware::Firmware;
@@ -26,8 +25,8 @@ use crate::arch::vtd::layout::{ContextEntry, Ecap};
 use crate::domain::{Domain, DomainKind};
 use crate::error::{Error, NoSpaceReason, Result, UnsupportedReason};
 use crate::frames::{IdBitmap, Ref};
-use crate::iotlb::{CacheTag, Last};
-use crate::ops::{Msi, Requester, Unit};
+use crate::iotlb::{CacheTag, FencedDevices, Last};
+use crate::ops::{Ats, Msi, Requester, Unit};
 use crate::pgtable::WalkerCoherency;
 use crate::platform::Platform;
 use crate::sync::atomic::{AtomicBool, Ordering, fence};
@@ -57,7 +56,7 @@ pub struct VtdUnit<P: Platform> {
     pub(super) domains: Domains<P>,
     /// What hardware may still use after an invalidation failed: released when the unit is reset.
     quarantine: Lock<heapless::Vec<(Unit, Domain, CacheTag), QUARANTINED_DOMAINS>>,
-    pub(super) fenced_devices: FencedDevices,
+    pub(super) fenced_devices: FencedDevices<u16, Ats>,
     /// The fault interrupt, to be restored when the unit starts again.
     pub(super) fault_interrupt: Lock<Option<Msi>>,
 }
@@ -140,7 +139,7 @@ impl<P: Platform> VtdUnit<P> {
             faults,
             ids,
             quarantine: Lock::new(heapless::Vec::new()),
-            fenced_devices: FencedDevices::new(),
+            fenced_devices: FencedDevices::default(),
             fault_interrupt: Lock::new(None),
         })
     }
