@@ -6,6 +6,8 @@
 //! written from the figures alone; and once everything is invalidated, the unit answers what the walks find.
 #![no_main]
 
+#[path = "device/choices.rs"]
+mod choices;
 #[path = "smmuv3_device/guest.rs"]
 mod guest;
 #[allow(dead_code, reason = "shared with another target")]

@@ -10,6 +10,8 @@
 //! The units are the crate's own device half, which keeps in its caches all that it may.
 #![no_main]
 
+#[path = "driver/choices.rs"]
+mod choices;
 #[path = "driver/device_tlbs.rs"]
 mod device_tlbs;
 #[path = "smmuv3_driver/firmware.rs"]

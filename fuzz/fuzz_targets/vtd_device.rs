@@ -7,6 +7,8 @@
 //! caches, no request goes where no tables ever said that it may.
 #![no_main]
 
+#[path = "device/choices.rs"]
+mod choices;
 #[path = "vtd_device/guest.rs"]
 mod guest;
 #[allow(dead_code, reason = "shared with another target")]

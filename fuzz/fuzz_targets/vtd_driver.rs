@@ -12,6 +12,8 @@
 
 #[path = "vtd_driver/capabilities.rs"]
 mod capabilities;
+#[path = "driver/choices.rs"]
+mod choices;
 #[path = "driver/device_tlbs.rs"]
 mod device_tlbs;
 #[path = "vtd_driver/firmware.rs"]

@@ -1,14 +1,13 @@
 //! The whole unit: registers, queues, caches, requests.
 
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 
 use iommu::PhysAddr;
 use iommu::arch::smmuv3::device::walk::{
     self, Context, E2h, Fault, Goal, Lookup, NoStructureCache, Route, StreamTable, check_cd, check_ste,
 };
 use iommu::arch::smmuv3::device::{
-    Access, Chooser, DeviceAnswer, DeviceConfig, Fracture, Outcome, Precision, Privilege, Request, Retention,
-    SmmuDevice, Snoop, Step,
+    Access, DeviceAnswer, DeviceConfig, Outcome, Privilege, Request, SmmuDevice, Snoop, Step,
 };
 use iommu::arch::smmuv3::layout::events::EventKind;
 use iommu::arch::smmuv3::layout::registers::offset;
@@ -16,6 +15,7 @@ use iommu::arch::smmuv3::layout::{Identification, StreamId};
 use iommu::bus::AddressType;
 use iommu::platform::{Arena, Frame, Registers};
 
+use crate::choices::Choices;
 use crate::guest::{BYTES, Guest};
 use crate::input::Input;
 
@@ -35,32 +35,6 @@ const STEP: usize = 20_000;
 /// The most accesses of a request: nine words of the STE, nine of the CD behind ten of stage 2, two walks (of
 /// which one is a retry when something was invalidated meanwhile), and an event.
 const REQUEST: usize = 400;
-
-struct Choices(Mutex<Vec<u8>>);
-
-impl Choices {
-    fn next(&self) -> u8 {
-        self.0.lock().unwrap().pop().unwrap_or(0)
-    }
-}
-
-impl Chooser for Choices {
-    fn choose(&self, _: usize) -> usize {
-        usize::from(self.next())
-    }
-
-    fn retention(&self) -> Retention {
-        if self.next() & 31 == 31 { Retention::Evict } else { Retention::Keep }
-    }
-
-    fn precision(&self) -> Precision {
-        if self.next() & 7 == 7 { Precision::Coarse } else { Precision::Exact }
-    }
-
-    fn fracture(&self) -> Fracture {
-        if self.next() & 3 == 3 { Fracture::Pieces } else { Fracture::Whole }
-    }
-}
 
 struct Machine {
     unit: SmmuDevice<&'static Arena, Guest, Choices>,
@@ -82,7 +56,7 @@ pub fn run(input: &mut Input<'_>) {
     let guest = Guest::new(48);
     build(&guest);
     let count = usize::from(input.u8());
-    let choices = Choices(Mutex::new(input.bytes(count).to_vec()));
+    let choices = Choices::new(input.bytes(count));
     let unit = SmmuDevice::with_chooser(arena, guest, config, choices).expect("a unit that can be");
     let mut machine = Machine { unit, wild: false };
     machine.start();

@@ -6,9 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 pub use iommu::arch::smmuv3::device::Access;
-use iommu::arch::smmuv3::device::{
-    Blocked, Chooser, DeviceConfig, Fracture, InOrder, Outcome, Precision, Request, Retention, Seeded, SmmuDevice, Step,
-};
+use iommu::arch::smmuv3::device::{Blocked, DeviceConfig, Outcome, Request, SmmuDevice, Step};
 use iommu::arch::smmuv3::driver::Capabilities;
 use iommu::arch::smmuv3::layout::commands::{COMMAND_BYTES, Command};
 use iommu::arch::smmuv3::layout::events::EventKind;
@@ -18,6 +16,7 @@ use iommu::bus::AddressType;
 use iommu::platform::{Arena, Frame, Registers};
 use iommu::{DomainKind, PciAddress, SourceId};
 
+use crate::choices::Choices;
 use crate::device_tlbs::permission;
 use crate::firmware::Streams;
 use crate::host::{Bus, Refusal};
@@ -106,40 +105,8 @@ type Device = SmmuDevice<&'static Arena, Bus, Choices>;
 fn new_device(config: DeviceConfig, seed: Option<u64>) -> Option<Device> {
     static ARENA: OnceLock<&'static Arena> = OnceLock::new();
     let frames = || Arena::new(Box::leak(vec![Frame::ZERO; 128].into_boxed_slice())).expect("large enough");
-    let choices = seed.map_or(Choices::InOrder, |seed| Choices::Seeded(Seeded::new(seed)));
+    let choices = Choices::of(seed);
     SmmuDevice::with_chooser(*ARENA.get_or_init(frames), Bus::default(), config, choices).ok()
-}
-
-pub enum Choices {
-    InOrder,
-    Seeded(Seeded),
-}
-
-impl Choices {
-    fn chooser(&self) -> &dyn Chooser {
-        match self {
-            Self::InOrder => &InOrder,
-            Self::Seeded(seeded) => seeded,
-        }
-    }
-}
-
-impl Chooser for Choices {
-    fn choose(&self, choices: usize) -> usize {
-        self.chooser().choose(choices)
-    }
-
-    fn retention(&self) -> Retention {
-        self.chooser().retention()
-    }
-
-    fn precision(&self) -> Precision {
-        self.chooser().precision()
-    }
-
-    fn fracture(&self) -> Fracture {
-        self.chooser().fracture()
-    }
 }
 
 pub struct Unit {

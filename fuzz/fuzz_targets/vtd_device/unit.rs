@@ -1,19 +1,19 @@
 //! The whole unit: registers, queue, caches, requests.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
 
 use iommu::PhysAddr;
 use iommu::Prot;
 use iommu::arch::vtd::device::{
-    Answer, Chooser, DeviceAnswer, DeviceConfig, Fracture, Precision, Privilege, Request, RequestAccess, Retention,
-    Step, VtdDevice,
+    Answer, DeviceAnswer, DeviceConfig, Privilege, Request, RequestAccess, Step, VtdDevice,
 };
 use iommu::arch::vtd::layout::descriptors::{PageRequest, PageRequestFlags};
 use iommu::arch::vtd::layout::registers::Global;
 use iommu::bus::AddressType;
 use iommu::platform::{Arena, Frame, Registers};
 
+use crate::choices::Choices;
 use crate::guest::{BYTES, Guest};
 use crate::input::Input;
 use crate::naive::{Asked, Naive, Wants};
@@ -44,32 +44,6 @@ const STEP: usize = 4;
 /// The most accesses of a request, all of whose updates are tried again, twice (in caching mode).
 const REQUEST: usize = 2000;
 
-struct Choices(Mutex<Vec<u8>>);
-
-impl Choices {
-    fn next(&self) -> u8 {
-        self.0.lock().unwrap().pop().unwrap_or(0)
-    }
-}
-
-impl Chooser for Choices {
-    fn choose(&self, _: usize) -> usize {
-        usize::from(self.next())
-    }
-
-    fn retention(&self) -> Retention {
-        if self.next() & 31 == 31 { Retention::Evict } else { Retention::Keep }
-    }
-
-    fn precision(&self) -> Precision {
-        if self.next() & 7 == 7 { Precision::Coarse } else { Precision::Exact }
-    }
-
-    fn fracture(&self) -> Fracture {
-        if self.next() & 3 == 3 { Fracture::Pieces } else { Fracture::Whole }
-    }
-}
-
 struct Machine {
     unit: VtdDevice<&'static Arena, Guest, Choices>,
     config: DeviceConfig,
@@ -90,7 +64,7 @@ pub fn run(input: &mut Input<'_>) {
     let guest = Guest::new(config.host_address_bits);
     tables::build(&guest, input);
     let count = usize::from(input.u8());
-    let choices = Choices(Mutex::new(input.bytes(count).to_vec()));
+    let choices = Choices::new(input.bytes(count));
     let unit = VtdDevice::with_chooser(arena, guest, config, choices).expect("a unit that can be");
     let mut machine = Machine { unit, config, latched: 0, roots: BTreeSet::from([0]), pasids: false, status: 0 };
     machine.start(input);

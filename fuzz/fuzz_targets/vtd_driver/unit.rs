@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 pub use iommu::arch::vtd::device::RequestAccess as Access;
-use iommu::arch::vtd::device::{Chooser, DeviceConfig, Fracture, InOrder, Request, Retention, Seeded, Step, VtdDevice};
+use iommu::arch::vtd::device::{DeviceConfig, Request, Step, VtdDevice};
 use iommu::arch::vtd::driver;
 use iommu::arch::vtd::layout::registers::{Global, PMEN_EPM, offset};
 use iommu::arch::vtd::layout::{Cap, Ecap};
@@ -14,6 +14,7 @@ use iommu::platform::{Arena, Frame, Registers};
 use iommu::{DomainKind, PciAddress, SourceId};
 
 use crate::capabilities::Capabilities;
+use crate::choices::Choices;
 use crate::device_tlbs::{DeviceTlbs, permission};
 use crate::host::Bus;
 use crate::input::Input;
@@ -94,36 +95,8 @@ type Device = VtdDevice<&'static Arena, Bus, Choices>;
 fn new_device(config: DeviceConfig, seed: Option<u64>) -> Option<Device> {
     static ARENA: OnceLock<&'static Arena> = OnceLock::new();
     let frames = || Arena::new(Box::leak(vec![Frame::ZERO; 128].into_boxed_slice())).expect("large enough");
-    let choices = seed.map_or(Choices::InOrder, |seed| Choices::Seeded(Seeded::new(seed)));
+    let choices = Choices::of(seed);
     VtdDevice::with_chooser(*ARENA.get_or_init(frames), Bus::default(), config, choices).ok()
-}
-
-pub enum Choices {
-    InOrder,
-    Seeded(Seeded),
-}
-
-impl Choices {
-    fn chooser(&self) -> &dyn Chooser {
-        match self {
-            Self::InOrder => &InOrder,
-            Self::Seeded(seeded) => seeded,
-        }
-    }
-}
-
-impl Chooser for Choices {
-    fn choose(&self, choices: usize) -> usize {
-        self.chooser().choose(choices)
-    }
-
-    fn retention(&self) -> Retention {
-        self.chooser().retention()
-    }
-
-    fn fracture(&self) -> Fracture {
-        self.chooser().fracture()
-    }
 }
 
 /// Where an entry of the root table leads.
